@@ -1,0 +1,104 @@
+"""The teacher, frozen by construction: eval mode, no gradient, its own normalisation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core.errors import TeacherChangedError
+from limbeck.core.normalization import Normalization
+from limbeck.core.types import Outputs
+from limbeck.features import ObservedNetwork
+
+__all__ = ["Teacher", "state_hash"]
+
+
+class Teacher(nn.Module):
+    """A network that only answers.
+
+    Whatever a parent's ``.train()`` does, it stays in eval mode; its outputs carry no gradient,
+    whatever a parent's ``.requires_grad_()`` does.
+
+    Args:
+        network: images to logits ``(B, K)``; it is frozen in place.
+        normalization: the teacher's own; None leaves images in [0, 1].
+        layers: what :attr:`Outputs.features` holds, by address or meaning.
+        classifier: whether :attr:`Outputs.classifier` is filled.
+
+    Example:
+        >>> teacher = Teacher(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
+        >>> teacher(torch.rand(2, 1, 2, 2)).logits.shape
+        torch.Size([2, 3])
+        >>> teacher.train().training
+        False
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        normalization: Normalization | None = None,
+        layers: Sequence[str] = (),
+        classifier: bool = False,
+    ) -> None:
+        super().__init__()
+        self.observed = ObservedNetwork(
+            network.requires_grad_(False),
+            normalization=normalization,
+            layers=layers,
+            classifier=classifier,
+        )
+        self.eval()
+
+    @property
+    def network(self) -> nn.Module:
+        """The frozen network."""
+        return self.observed.network
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode, so a parent's ``.train()`` cannot move batch-norm statistics."""
+        del mode
+        return super().train(False)
+
+    # no_grad and not inference_mode: autograd must save these tensors for the student's
+    # backward, and refuses to save inference tensors.
+    @torch.no_grad()
+    def forward(self, image: Tensor, views: Mapping[str, Tensor] | None = None) -> Outputs:
+        """Outputs for ``(B, C, H, W)`` images in [0, 1], and for their further views."""
+        outputs: Outputs = self.observed(image, views)
+        return outputs
+
+    def check_unchanged(self, expected: str) -> None:
+        """Compare the state's hash with what :func:`state_hash` gave before training.
+
+        Raises:
+            TeacherChangedError: if a parameter or buffer moved since then.
+        """
+        now = state_hash(self.network)
+        if now != expected:
+            raise TeacherChangedError(
+                f"the teacher's state changed during training: SHA-256 {expected[:12]} before, "
+                f"{now[:12]} after. Something wrote into its parameters or buffers; the results "
+                "of this run cannot be trusted"
+            )
+
+
+def state_hash(network: nn.Module) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of all parameters and buffers, as hex.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> state_hash(layer) == state_hash(layer)
+        True
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,63 @@
+"""Settings of what is learnt from: source, splits, labels, augmentation, order."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from limbeck.core.settings import Settings
+
+__all__ = ["AugmentConfig", "DataConfig"]
+
+
+class AugmentConfig(Settings):
+    """Random changes of training images, the same pixels for both networks.
+
+    Attributes:
+        crop_padding: zero pixels added on each side before a random crop of the old size;
+            0 crops nothing. 4 in the CIFAR benchmark.
+        flip: mirror left-right with probability one half.
+    """
+
+    crop_padding: NonNegativeInt = 0
+    flip: bool = False
+
+
+class DataConfig(Settings):
+    """Where images come from and how they are split.
+
+    Attributes:
+        dataset: "digits" (scikit-learn's embedded 8x8 digits), "cifar10", "cifar100" (as
+            torchvision stores them) or "image_folder" (a directory or zip); "python" stands
+            for data passed in Python.
+        data_dir: where the files lie; digits need none.
+        image_size: side in pixels for image folders; None keeps the size, which must then be
+            one for all images.
+        in_chans: 1 for greyscale, 3 for colour; None takes what the images have.
+        val_fraction: share of the training images held out, stratified, chosen by seed; not
+            used where the data brings its own "val" folder.
+        split_seed: None splits by the run's seed.
+        fraction: share of the training images used at all, stratified; 1 uses all.
+        num_labels: training images whose label is kept, stratified; the others become
+            unlabelled (-1). None keeps all.
+        labelled_only: train on the labelled images alone.
+        augment: random changes of training images.
+    """
+
+    dataset: Literal["digits", "cifar10", "cifar100", "image_folder", "python"] = "digits"
+    data_dir: str | None = None
+    image_size: PositiveInt | None = None
+    in_chans: Literal[1, 3] | None = None
+    val_fraction: float = Field(0.1, ge=0, lt=1)
+    split_seed: int | None = None
+    fraction: float = Field(1.0, gt=0, le=1)
+    num_labels: PositiveInt | None = None
+    labelled_only: bool = False
+    augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="after")
+    def _files_are_named(self) -> Self:
+        if self.dataset not in ("digits", "python") and self.data_dir is None:
+            raise ValueError(f"dataset {self.dataset!r} needs data_dir, the folder of its files")
+        return self

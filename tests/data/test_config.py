@@ -1,0 +1,29 @@
+import pytest
+
+from limbeck.core.errors import SettingsError
+from limbeck.data.config import AugmentConfig, DataConfig
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "image_folder"])
+def test_data_on_disk_need_a_folder(dataset):
+    with pytest.raises(SettingsError, match=f"'{dataset}' needs data_dir"):
+        DataConfig(dataset=dataset)
+    assert DataConfig(dataset=dataset, data_dir="x").data_dir == "x"
+
+
+def test_every_fault_is_told_at_once():
+    with pytest.raises(SettingsError) as raised:
+        DataConfig(fraction=0, val_fraction=1, num_labels=0, in_chans=2, dateset="digits")
+    message = str(raised.value)
+    for name in ("fraction", "val_fraction", "num_labels", "in_chans", "did you mean 'dataset'"):
+        assert name in message
+
+
+def test_padding_is_not_negative():
+    with pytest.raises(SettingsError, match="crop_padding"):
+        AugmentConfig(crop_padding=-1)
+
+
+def test_settings_come_back_from_plain_values():
+    config = DataConfig(num_labels=50, augment=AugmentConfig(crop_padding=4, flip=True))
+    assert DataConfig.read(config.plain()) == config

@@ -1,0 +1,214 @@
+import math
+
+import pytest
+import torch
+
+from limbeck.core.errors import DataError, UnknownNameError
+from limbeck.data.augment import EpochTable
+from limbeck.data.config import AugmentConfig
+from limbeck.data.loader import VIEWS, TrainLoader, eval_batches
+
+AUGMENT = AugmentConfig(crop_padding=1, flip=True)
+
+# From Python 3.12 on, forking a process with threads warns; torch's workers fork all the same.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+def loader_of(source, **changes):
+    return TrainLoader(source, **({"batch_size": 4, "seed": 0, "augment": AUGMENT} | changes))
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.index, theirs.index)
+        assert torch.equal(ours.image, theirs.image)
+        assert torch.equal(ours.label, theirs.label)
+        assert ours.views.keys() == theirs.views.keys()
+        assert all(torch.equal(view, theirs.views[name]) for name, view in ours.views.items())
+
+
+def test_an_epoch_holds_every_image_once_with_its_own_label(make_images):
+    images = make_images(22)
+    batches = list(loader_of(images).epoch(0))
+    assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4, 2]
+    index = torch.cat([batch.index for batch in batches])
+    assert sorted(index.tolist()) == list(range(22))
+    assert torch.equal(torch.cat([batch.label for batch in batches]), images.labels[index])
+
+
+def test_images_are_bytes_over_255_after_the_epochs_table(make_images):
+    images = make_images(10)
+    table = EpochTable.draw(AUGMENT, 10, seed=5, epoch=2)
+    for batch in loader_of(images, seed=5).epoch(2):
+        changed = table.apply(images.images[batch.index], batch.index)
+        assert batch.image.dtype == torch.float32
+        assert torch.equal(batch.image, changed / 255)
+
+
+def test_white_is_exactly_one(make_images):
+    images = make_images(4)
+    images.images.fill_(255)
+    (batch,) = loader_of(images, augment=AugmentConfig()).epoch(0)
+    assert (batch.image == 1).all()
+
+
+def test_order_and_changes_depend_on_seed_and_epoch(make_images):
+    images = make_images(40)
+
+    def order(seed, epoch):
+        batches = loader_of(images, seed=seed).epoch(epoch)
+        return torch.cat([batch.index for batch in batches]).tolist()
+
+    assert order(0, 0) == order(0, 0)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+    assert order(0, 0) != sorted(order(0, 0))
+
+
+@pytest.mark.parametrize("start", range(7))
+def test_starting_late_gives_exactly_the_batches_that_were_left(make_images, start):
+    loader = loader_of(make_images(22), views=VIEWS)
+    whole = list(loader.epoch(3))
+    assert_same(list(loader_of(make_images(22), views=VIEWS).epoch(3, start)), whole[start:])
+
+
+@pytest.mark.parametrize("start", [-1, 7])
+def test_steps_that_do_not_exist_are_refused_at_once(make_images, start):
+    with pytest.raises(DataError, match=f"steps 0 to 5; it cannot start at {start}"):
+        loader_of(make_images(22)).epoch(0, start)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("num_images", [24, 25, 28, 29, 31])
+def test_slices_of_all_processes_make_up_the_batches_of_one(make_images, num_images, world_size):
+    images = make_images(num_images)
+    alone = list(loader_of(images, batch_size=4 * world_size).epoch(1))
+    ranks = [
+        list(loader_of(images, rank=rank, world_size=world_size).epoch(1))
+        for rank in range(world_size)
+    ]
+    assert len({len(batches) for batches in ranks}) == 1
+    for step, parts in enumerate(zip(*ranks, strict=True)):
+        assert len({len(part) for part in parts}) == 1
+        joined = torch.cat([part.index for part in parts])
+        assert torch.equal(joined, alone[step].index[: len(joined)])
+        assert torch.equal(
+            torch.cat([part.image for part in parts]), alone[step].image[: len(joined)]
+        )
+        assert len(alone[step]) - len(joined) < world_size
+
+
+@pytest.mark.parametrize(
+    ("num_images", "world_size", "sizes"),
+    [
+        (12, 1, [4, 4, 4]),
+        (13, 1, [4, 4, 4]),  # one image alone is no batch
+        (14, 1, [4, 4, 4, 2]),
+        (19, 2, [4, 4]),  # three images: one for each process
+        (20, 2, [4, 4, 2]),
+        (21, 2, [4, 4, 2]),
+        (23, 2, [4, 4, 3]),
+    ],
+)
+def test_a_short_last_batch_is_kept_from_two_images_a_process_on(
+    make_images, num_images, world_size, sizes
+):
+    loader = loader_of(make_images(num_images), world_size=world_size)
+    assert [len(batch) for batch in loader.epoch(0)] == sizes
+    assert loader.num_steps == len(sizes)
+
+
+def test_the_benchmark_has_782_steps_an_epoch(make_images):
+    """50,000 images in batches of 64, as the benchmark's code: the last has 16."""
+    images = make_images(50_000, shape=(1, 1, 1))
+    loader = loader_of(images, batch_size=64, augment=AugmentConfig())
+    assert loader.num_steps == math.ceil(50_000 / 64) == 782
+    (last,) = loader.epoch(0, 781)
+    assert len(last) == 16
+
+
+def test_a_batch_larger_than_the_set_is_refused(make_images):
+    with pytest.raises(DataError, match=r"takes 8 images .* has 7; lower batch_size"):
+        loader_of(make_images(7), world_size=2)
+    loader_of(make_images(8), world_size=2)
+
+
+@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"rank": 1}, {"rank": -1}])
+def test_impossible_ranks_and_sizes_are_refused(make_images, bad):
+    with pytest.raises(DataError, match="batch_size must be positive"):
+        loader_of(make_images(9), **bad)
+    with pytest.raises(DataError, match="batch_size must be positive"):
+        eval_batches(make_images(9), **({"batch_size": 4} | bad))
+
+
+def test_a_view_is_another_draw_of_the_same_images(make_images):
+    images = make_images(12)
+    table = EpochTable.draw(AUGMENT, 12, seed=0, epoch=0, view="second")
+    plain = list(loader_of(images).epoch(0))
+    for batch, without in zip(loader_of(images, views=["second"]).epoch(0), plain, strict=True):
+        assert torch.equal(batch.image, without.image)
+        expected = table.apply(images.images[batch.index], batch.index) / 255
+        assert torch.equal(batch.views["second"], expected)
+        assert not torch.equal(batch.views["second"], batch.image)
+
+
+def test_an_unknown_view_is_refused_with_the_known_ones(make_images):
+    with pytest.raises(UnknownNameError, match=r"no view called 'strong'.*second"):
+        loader_of(make_images(9), views=["strong"])
+
+
+# -- images on disk ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_workers_change_nothing(lazy, workers):
+    loader = loader_of(lazy, batch_size=2, views=VIEWS)
+    other = loader_of(lazy, batch_size=2, views=VIEWS, workers=workers)
+    assert_same(list(other.epoch(1)), list(loader.epoch(1)))
+    assert_same(list(other.epoch(1, 2)), list(loader.epoch(1))[2:])
+    assert_same(list(eval_batches(lazy, 4, workers=workers)), list(eval_batches(lazy, 4)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_number_is_drawn_from_the_global_generator(lazy, workers):
+    state = torch.get_rng_state()
+    list(loader_of(lazy, batch_size=2, workers=workers).epoch(0))
+    list(eval_batches(lazy, 4, workers=workers))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_picture_that_is_damaged_later_is_named_by_a_worker(lazy):
+    (lazy.files.root / lazy.names[3]).write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"train/dog/0\.png: no picture in any known format"):
+        list(eval_batches(lazy, 2, workers=1))
+
+
+# -- evaluation --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("num_images", [4, 10, 11])
+def test_evaluation_sees_every_image_once_in_order(make_images, num_images, world_size):
+    images = make_images(num_images)
+    batches = [
+        batch
+        for rank in range(world_size)
+        for batch in eval_batches(images, 3, rank=rank, world_size=world_size)
+    ]
+    assert all(1 <= len(batch) <= 3 for batch in batches)
+    assert torch.cat([batch.index for batch in batches]).tolist() == list(range(num_images))
+    assert torch.equal(torch.cat([batch.image for batch in batches]), images.images / 255)
+    assert torch.equal(torch.cat([batch.label for batch in batches]), images.labels)
+
+
+@pytest.mark.gpu
+def test_on_an_accelerator_batches_are_those_of_the_host(make_images):
+    images, device = make_images(22), torch.device("cuda")
+    expected = list(loader_of(images, views=VIEWS).epoch(0))
+    for loader in (
+        loader_of(images.to(device), views=VIEWS),
+        loader_of(images, views=VIEWS, device=device),
+    ):
+        batches = list(loader.epoch(0))
+        assert {batch.image.device.type for batch in batches} == {"cuda"}
+        assert_same([batch.to(torch.device("cpu")) for batch in batches], expected)

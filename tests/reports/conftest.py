@@ -1,0 +1,68 @@
+"""Run folders written by hand, field by field as a run writes them."""
+
+import json
+
+import pytest
+from matplotlib.figure import Figure
+
+
+def _score(top1):
+    return {"top1": top1, "loss": 0.25}
+
+
+@pytest.fixture
+def write_run(tmp_path):
+    """Writes a finished run's folder; ``summary`` and ``config`` replace single fields."""
+
+    def write(name="run", *, method="kd", seed=0, top1=0.95, best=None, summary=(), config=()):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        settings = {
+            "seed": seed,
+            "data": {"dataset": "digits"},
+            "teacher": None if method == "none" else {"model": "digits_cnn"},
+            "student": {"model": "digits_cnn_tiny"},
+            "method": {"name": method},
+            "optim": {"lr": 0.1},
+            "schedule": {"epochs": 30},
+            "train": {"batch_size": 64},
+        }
+        result = {
+            "version": "0.1.0",
+            "method": method,
+            "seed": seed,
+            "student": "digits_cnn_tiny",
+            "teacher": None if method == "none" else "digits_cnn",
+            "config_hash": f"c{seed}",
+            "data_hash": f"d{seed}",
+            "num_parameters": 1702,
+            "num_macs": 12000,
+            "last": {"epoch": 29, "val": _score(0.9)},
+            "best_on_validation": None if best is None else {"epoch": 7, "val": _score(0.92)},
+            "test": {
+                "last": _score(top1),
+                "best_on_validation": None if best is None else _score(best),
+            },
+            "teacher_val": None,
+            "teacher_test": _score(0.99),
+            "teacher_hash": "t",
+            "seconds": 2.0 + seed,
+            "images_per_second": 9000.0,
+            "notices": [],
+        }
+        (folder / "config.json").write_text(json.dumps(settings | dict(config)))
+        (folder / "summary.json").write_text(json.dumps(result | dict(summary)))
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The axes of every figure that is drawn, for reading what stands in them."""
+    made = []
+    plain = Figure.add_subplot
+    monkeypatch.setattr(
+        Figure, "add_subplot", lambda self, *args: made.append(plain(self, *args)) or made[-1]
+    )
+    return made

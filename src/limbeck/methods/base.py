@@ -1,0 +1,191 @@
+"""The contract of a method: what it needs, what it owns, and the loss it gives.
+
+A method is an ``nn.Module`` that holds its own adapters and buffers and neither network, so
+``method.parameters()`` is what to optimise beside the student and ``method.state_dict()`` what
+to save beside it. It knows layer *names*, never model classes.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Self, TypeVar
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from limbeck.core.errors import UnknownNameError
+from limbeck.core.settings import Settings
+from limbeck.core.types import UNLABELLED, Batch, LossTerms, Outputs, Progress
+
+__all__ = ["Method", "MethodConfig", "MethodEntry", "Needs", "Probe", "Stage", "cross_entropy"]
+
+
+class MethodConfig(Settings):
+    """Settings every method has.
+
+    Attributes:
+        label_smoothing: share of each label's mass spread evenly over all classes, in [0, 1).
+    """
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+C = TypeVar("C", bound=MethodConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a method asks the engine to make for it.
+
+    Attributes:
+        teacher: whether there must be one.
+        student_layers: names tapped on the student; ``Outputs.features`` answers to these names.
+        teacher_layers: the same on the teacher.
+        student_classifier: whether ``Outputs.classifier`` of the student is filled.
+        teacher_classifier: the same of the teacher.
+        views: names of further views the batch must hold.
+        stop_student: end the student's forward pass once its last layer was tapped, so that
+            nothing behind it runs, learns, or moves a batch-norm statistic.
+    """
+
+    teacher: bool = True
+    student_layers: tuple[str, ...] = ()
+    teacher_layers: tuple[str, ...] = ()
+    student_classifier: bool = False
+    teacher_classifier: bool = False
+    views: tuple[str, ...] = ()
+    stop_student: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One dry batch seen from outside; exists while a method is built and no longer.
+
+    A method copies what it needs into parameters or buffers.
+
+    Attributes:
+        student: the student's outputs on the dry batch.
+        teacher: the teacher's.
+        num_classes: of the data.
+        num_images: in the training set.
+    """
+
+    student: Outputs
+    teacher: Outputs
+    num_classes: int
+    num_images: int
+
+    def feature(self, whose: str, layer: str) -> Tensor:
+        """The dry batch's tensor of one tapped layer; ``whose`` is "student" or "teacher"."""
+        features = (self.student if whose == "student" else self.teacher).features
+        if layer not in features:
+            raise UnknownNameError(f"tapped {whose} layer", layer, features)
+        return features[layer]
+
+
+class Method(nn.Module, Generic[C]):
+    """Base of all methods. Final classes only: no method inherits from another."""
+
+    def __init__(self, config: C) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def needs(cls, config: C) -> Needs:
+        """What must be tapped and made; the default is logits alone."""
+        del config
+        return Needs()
+
+    @classmethod
+    def from_probe(cls, config: C, probe: Probe) -> Self:
+        """Build the method for the networks that one dry batch went through."""
+        del probe
+        return cls(config)
+
+    def prepare(self, teacher: Callable[[Tensor], Outputs], batches: Iterable[Batch]) -> None:
+        """Once, before the first epoch: a pass over the data, for methods that need one.
+
+        What it finds goes into buffers, so that it is in the checkpoint.
+        """
+        del teacher, batches
+
+    @abstractmethod
+    def forward(
+        self, batch: Batch, student: Outputs, teacher: Outputs, progress: Progress
+    ) -> LossTerms:
+        """The loss of one batch."""
+        raise NotImplementedError
+
+    def deployed(self, student: nn.Module) -> nn.Module:
+        """What is evaluated and exported; the student itself unless a method says otherwise."""
+        return student
+
+    def cross_entropy(self, logits: Tensor, label: Tensor) -> Tensor:
+        """:func:`cross_entropy` with this method's label smoothing."""
+        return cross_entropy(logits, label, label_smoothing=self.config.label_smoothing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One leg of a run; each starts from the student that the one before it left.
+
+    Attributes:
+        name: unique within the run; the log and the checkpoint use it.
+        method: its class.
+        config: its settings.
+        share: of the run's epochs, in (0, 1]; the shares of a run add up to 1.
+        schedule: "run" follows the run's learning-rate schedule, squeezed into this stage;
+            "constant" stays at the run's base rate.
+    """
+
+    name: str
+    method: type[Method[Any]]
+    config: MethodConfig
+    share: float = 1.0
+    schedule: Literal["run", "constant"] = "run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodEntry:
+    """A row of the table of methods: a method of one stage, or a plan of several.
+
+    Attributes:
+        family: where the knowledge lies: the field's own taxonomy.
+        config: the settings' class; its defaults are the method's.
+        stages: from those settings to the run's stages, in order.
+        card: the module whose docstring is the method's card.
+    """
+
+    family: Literal["none", "output", "feature", "relation"]
+    config: type[MethodConfig]
+    stages: Callable[[Any], tuple[Stage, ...]]
+    card: str
+
+
+def cross_entropy(logits: Tensor, label: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    r"""Cross-entropy, mean over the labelled images; zero where there are none.
+
+    .. math:: \frac{1}{|\{b : y_b \ge 0\}|} \sum_{b : y_b \ge 0} -\log \mathrm{softmax}(z_b)_{y_b}
+
+    Args:
+        logits: ``(B, K)``, raw.
+        label: ``(B,)`` int64 in [0, K), or -1 for "unknown".
+        label_smoothing: in [0, 1).
+
+    Returns:
+        Scalar in nats, float32 or wider, ``>= 0``.
+
+    Example:
+        >>> import torch
+        >>> cross_entropy(torch.zeros(2, 4), torch.tensor([1, -1])).exp().round().item()
+        4.0
+    """
+    wide = logits if logits.dtype.itemsize >= 4 else logits.float()
+    summed = F.cross_entropy(
+        wide, label, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="sum"
+    )
+    # A clamp and not a branch: counting on the host would make a GPU wait.
+    return summed / (label != UNLABELLED).sum().clamp(min=1)

@@ -1,0 +1,1 @@
+"""Training: one step, one stage, its checkpoints and its records."""

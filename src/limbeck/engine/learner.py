@@ -1,0 +1,78 @@
+"""Student and method as one module: what the optimiser, EMA, DDP and the checkpoint see."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from limbeck.core.normalization import Normalization
+from limbeck.core.types import Batch, LossTerms, Outputs, Progress
+from limbeck.features import ObservedNetwork
+from limbeck.methods.base import Method
+
+__all__ = ["NO_TEACHER", "Learner", "LearnerOutput"]
+
+NO_TEACHER = Outputs(missing="this run has no teacher")
+
+
+class LearnerOutput(NamedTuple):
+    """What one training forward pass yields."""
+
+    terms: LossTerms
+    logits: Tensor | None  # (B, K); None where the forward pass was stopped
+
+
+class Learner(nn.Module):
+    """A student and the method that trains it; the teacher stays outside.
+
+    The loss is computed inside :meth:`forward`, so that under DDP every use of a parameter, the
+    method's own ones included, lies within the wrapped module.
+
+    Args:
+        student: images to logits ``(B, K)``.
+        method: built for this student and its teacher.
+        normalization: the student's own.
+
+    Example:
+        >>> import torch
+        >>> from limbeck.methods.output.kd import KD, KDConfig
+        >>> student = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> learner = Learner(student, KD(KDConfig()))
+        >>> batch = Batch(
+        ...     index=torch.arange(2), image=torch.rand(2, 1, 2, 2), label=torch.tensor([0, 2])
+        ... )
+        >>> learner(batch, Outputs(torch.zeros(2, 3))).terms.total.ndim
+        0
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        method: Method[Any],
+        *,
+        normalization: Normalization | None = None,
+    ) -> None:
+        super().__init__()
+        needs = method.needs(method.config)
+        self.observed = ObservedNetwork(
+            student,
+            normalization=normalization,
+            layers=needs.student_layers,
+            classifier=needs.student_classifier,
+            stop=needs.stop_student,
+        )
+        self.method = method
+
+    @property
+    def student(self) -> nn.Module:
+        """The network that is being trained."""
+        return self.observed.network
+
+    def forward(
+        self, batch: Batch, teacher: Outputs = NO_TEACHER, progress: Progress | None = None
+    ) -> LearnerOutput:
+        """The method's loss of one batch, given what the teacher said of it."""
+        student: Outputs = self.observed(batch.image, batch.views)
+        terms = self.method(batch, student, teacher, progress or Progress())
+        return LearnerOutput(terms, student.logits if student.has_logits else None)

@@ -1,0 +1,164 @@
+"""One dry batch before training: builds the method, settles the taps, finds idle parameters.
+
+Nothing it does is left behind: batch-norm statistics, gradients and random streams are put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from limbeck.core.errors import ModelError, ShapeError
+from limbeck.core.normalization import Normalization
+from limbeck.core.types import Batch, Outputs, Progress, keyed_generator
+from limbeck.engine.learner import NO_TEACHER, Learner
+from limbeck.features import ObservedNetwork
+from limbeck.methods.base import Method, Probe, Stage
+from limbeck.teacher import Teacher
+
+__all__ = ["build_learner", "check_fit", "freeze_idle"]
+
+
+@contextmanager
+def _untouched(*modules: nn.Module, seed: int) -> Iterator[None]:
+    """Put buffers, gradients, modes and the global generator back afterwards."""
+    # Only buffers: no optimiser runs here, so parameters stay as they are.
+    buffers = [(b, b.detach().clone()) for module in modules for b in module.buffers()]
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+            for module in modules:
+                module.zero_grad(set_to_none=True)
+            for part, training in modes:
+                part.training = training
+
+
+def check_fit(student: Outputs, teacher: Outputs, *, num_classes: int) -> None:
+    """Compare class counts of student, teacher and data.
+
+    Raises:
+        ModelError: naming the counts that differ.
+    """
+    counts = {
+        name: outputs.logits.shape[1]
+        for name, outputs in (("student", student), ("teacher", teacher))
+        if outputs.has_logits
+    }
+    wrong = {name: count for name, count in counts.items() if count != num_classes}
+    if wrong:
+        listed = " and ".join(f"the {name} gives {count}" for name, count in wrong.items())
+        raise ModelError(
+            f"the data has {num_classes} classes, {listed}; use networks made for "
+            f"{num_classes} classes"
+        )
+
+
+def build_learner(
+    stage: Stage,
+    student: nn.Module,
+    teacher: Teacher | None,
+    batch: Batch,
+    *,
+    normalization: Normalization,
+    num_images: int,
+    num_classes: int,
+    seed: int,
+    prepare: Callable[[Method[Any]], None] | None = None,
+) -> Learner:
+    """The method built for both networks by one dry batch, and the learner it makes.
+
+    Args:
+        stage: method and settings.
+        student: on the batch's device.
+        teacher: tapped as the method needs it; None where there is none.
+        batch: a few training images, two at least.
+        normalization: the student's own.
+        num_images: in the training set.
+        num_classes: of the data.
+        seed: the method's own weights are drawn from it.
+        prepare: called with the fresh method, for its one pass over the data.
+
+    Raises:
+        ModelError: if the class counts differ, or the networks cannot take the images.
+    """
+    needs = stage.method.needs(stage.config)
+    device = batch.image.device
+    key = keyed_generator(seed, stage.name, "method").initial_seed()
+    observed = ObservedNetwork(
+        student,
+        normalization=normalization,
+        layers=needs.student_layers,
+        classifier=needs.student_classifier,
+        stop=needs.stop_student,
+    )
+    try:
+        with _untouched(student, seed=key), torch.no_grad():
+            student.train()
+            student_outputs = _run("student", observed, batch)
+            teacher_outputs = NO_TEACHER if teacher is None else _run("teacher", teacher, batch)
+            check_fit(student_outputs, teacher_outputs, num_classes=num_classes)
+            torch.manual_seed(key)
+            probe = Probe(
+                student=student_outputs,
+                teacher=teacher_outputs,
+                num_classes=num_classes,
+                num_images=num_images,
+            )
+            method = stage.method.from_probe(stage.config, probe).to(device)
+    finally:
+        observed.tap.close()
+    if prepare is not None:
+        prepare(method)
+    return Learner(student, method, normalization=normalization).to(device)
+
+
+def _run(whose: str, network: nn.Module, batch: Batch) -> Outputs:
+    """Forward one batch, and say whose network failed where it fails."""
+    image = batch.image
+    if whose == "teacher" and batch.teacher_image is not None:
+        image = batch.teacher_image
+    try:
+        outputs: Outputs = network(image, batch.views)
+    except (RuntimeError, ShapeError, TypeError) as error:
+        if isinstance(error, ModelError) or type(error).__module__.startswith("limbeck"):
+            raise
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"the {whose} failed on images of shape {tuple(image.shape[1:])} (channels, height, "
+            f"width): {first}"
+        ) from error
+    return outputs
+
+
+def freeze_idle(
+    learner: Learner, teacher: Outputs, batch: Batch, *, num_epochs: int, num_steps: int, seed: int
+) -> list[str]:
+    """One dry forward and backward; parameters that receive no gradient stop taking one.
+
+    So the optimiser leaves them alone (weight decay too) and DDP does not wait for them.
+
+    Returns:
+        Their names.
+    """
+    with _untouched(learner, seed=seed):
+        learner.train()
+        progress = Progress(seed=seed, num_epochs=num_epochs, num_steps=num_steps)
+        learner(batch, teacher, progress).terms.total.backward()
+        idle = [
+            name
+            for name, parameter in learner.named_parameters()
+            if parameter.requires_grad and parameter.grad is None
+        ]
+    for name in idle:
+        learner.get_parameter(name).requires_grad_(False)
+    return idle

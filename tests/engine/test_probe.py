@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch import nn
+
+from limbeck.core.errors import ModelError
+from limbeck.core.normalization import Normalization
+from limbeck.engine.probe import build_learner, freeze_idle
+from limbeck.methods.base import Stage
+from limbeck.teacher import Teacher
+
+
+def build(small, student, teacher, *, seed=0, stop=False, prepare=None):
+    stage = Stage(name="mimic", method=small.Mimic, config=small.MimicConfig(stop=stop))
+    return build_learner(
+        stage,
+        student,
+        teacher,
+        small.make_batch(),
+        normalization=Normalization(),
+        num_images=30,
+        num_classes=4,
+        seed=seed,
+        prepare=prepare,
+    )
+
+
+def test_the_method_fits_both_networks_and_nothing_is_left_behind(small, teacher):
+    student = small.make_network(3, seed=0, dropout=0.5)
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    stream = torch.get_rng_state()
+    learner = build(small, student, teacher)
+    assert learner.method.adapter.weight.shape == (5, 3, 1, 1)
+    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), stream)
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in student.modules())
+    assert hooks == 1  # the learner's own
+
+
+def test_the_methods_weights_depend_on_the_seed_alone(small, teacher):
+    weights = []
+    for seed, noise in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(noise)
+        student = small.make_network(3, seed=noise)
+        weights.append(build(small, student, teacher, seed=seed).method.adapter.weight)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_parameters_without_gradient_are_named_and_rest(small, teacher):
+    learner = build(small, small.make_network(3, seed=0), teacher, stop=True)
+    batch = small.make_batch()
+    before = {k: v.clone() for k, v in learner.state_dict().items()}
+    idle = freeze_idle(learner, teacher(batch.image), batch, num_epochs=1, num_steps=5, seed=0)
+    prefix = "observed.network."
+    assert idle == [f"{prefix}1.weight", f"{prefix}1.bias", f"{prefix}5.weight", f"{prefix}5.bias"]
+    assert not any(learner.get_parameter(name).requires_grad for name in idle)
+    assert learner.method.adapter.weight.requires_grad
+    assert all(p.grad is None for p in learner.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in learner.state_dict().items())
+
+
+def test_prepare_gets_the_fresh_method(small, teacher):
+    seen = []
+    learner = build(small, small.make_network(3, seed=0), teacher, prepare=seen.append)
+    assert seen == [learner.method]
+
+
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_other_class_counts_are_named(small, whose):
+    odd = small.make_network(3, seed=0)
+    odd[5] = nn.Linear(48, 7)
+    good = small.make_network(3, seed=1)
+    student, teacher = (odd, good) if whose == "student" else (good, odd)
+    with pytest.raises(ModelError, match=f"data has 4 classes, the {whose} gives 7"):
+        build(small, student, Teacher(teacher, layers=["0"]))
+
+
+def test_images_that_do_not_fit_are_the_networks_fault_by_name(small, teacher):
+    student = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(48, 4))
+    with pytest.raises(ModelError, match=r"student failed on images of shape \(1, 4, 4\)"):
+        build(small, student, teacher)

@@ -15,7 +15,6 @@ from limbeck.engine.checkpoint import (
     CheckpointStore,
     restore_rng_state,
     rng_state,
-    write_durably,
 )
 
 
@@ -121,8 +120,6 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(tmp_path):
     try:
         with pytest.raises(RunFolderError, match="could not be written"):
             store.save(2, {"big": torch.zeros(10_000)})
-        with pytest.raises(RunFolderError, match="could not be written"):
-            write_durably(tmp_path / "file", b"x" * 10_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, old)
@@ -162,11 +159,3 @@ def test_random_streams_continue_where_they_were():
     first = torch.rand(3)
     restore_rng_state(kept)
     assert torch.equal(torch.rand(3), first)
-
-
-def test_a_file_is_replaced_in_one_step(tmp_path):
-    path = tmp_path / "a.json"
-    write_durably(path, b"one")
-    write_durably(path, b"two")
-    assert path.read_bytes() == b"two"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

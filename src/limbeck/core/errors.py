@@ -35,7 +35,17 @@ class ShapeError(LimbeckError, ValueError):
 
 
 class SettingsError(LimbeckError, ValueError):
-    """Settings that cannot be used; the message lists every fault at once."""
+    """Settings that cannot be used; the message lists every fault at once.
+
+    Args:
+        message: for people.
+        faults: the same for programs: the dotted path to each setting, empty where it is the
+            settings as a whole, and what is wrong with it. Left out where no one field is meant.
+    """
+
+    def __init__(self, message: str, faults: Iterable[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
 
 
 class DataError(LimbeckError, ValueError):
@@ -95,7 +105,9 @@ class UnknownNameError(LimbeckError, KeyError):
             message += "; did you mean " + " or ".join(repr(other) for other in near) + "?"
         elif self.known:
             message += f"; known: {listed}"
-        self.message = f"{message} {hint}".rstrip()
+        if hint:
+            message += f"{'' if near else '.'} {hint}"
+        self.message = message
         super().__init__(self.message)
 
     def __str__(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -28,7 +28,9 @@ class Settings(BaseModel):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            raise SettingsError(_explain(type(self), error)) from None
+            faults = _faults(type(self), error)
+            lines = [f"{place or type(self).__name__}: {text}" for place, text in faults]
+            raise SettingsError("\n".join(lines), faults) from None
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
@@ -49,43 +51,29 @@ class Settings(BaseModel):
         return type(self)(**(current | fields))
 
 
-def _explain(owner: type[BaseModel], error: ValidationError) -> str:
-    """All faults of one validation, a line each."""
-    lines = []
+def _faults(owner: type[BaseModel], error: ValidationError) -> list[tuple[str, str]]:
+    """All faults of one validation: where, and what is wrong there."""
+    found: list[tuple[str, str]] = []
     for fault in error.errors(include_url=False):
-        place = ".".join(str(part) for part in fault["loc"]) or owner.__name__
-        if fault["type"] == "extra_forbidden":
-            known = _known_fields(owner, fault["loc"][:-1])
-            near = nearest_names(str(fault["loc"][-1]), known)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-            lines.append(f"{place}: no such setting; {hint}")
-        elif isinstance(fault.get("input"), Mapping | BaseModel) and fault["type"] == "missing":
-            lines.append(f"{place}: required, and not given")
-        else:
-            message = fault["msg"].removeprefix("Value error, ")
-            came = fault.get("input")
-            short = repr(came) if not isinstance(came, Mapping | BaseModel) else ""
-            lines.append(f"{place}: {message}" + (f"; got {short[:80]}" if short else ""))
-    return "\n".join(lines)
-
-
-def _known_fields(owner: type[BaseModel], path: Sequence[int | str]) -> list[str]:
-    """Field names of the model found by following ``path`` from ``owner``."""
-    current: type[BaseModel] = owner
-    for part in path:
-        field = current.model_fields.get(str(part))
-        found = [] if field is None else list(_models_in(field.annotation))
-        if not found:
-            return []
-        current = found[0]
-    return list(current.model_fields)
-
-
-def _models_in(annotation: Any) -> Iterable[type[BaseModel]]:  # noqa: ANN401  (any type form)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in getattr(annotation, "__args__", ()):
-        yield from _models_in(argument)
+        place = ".".join(map(str, fault["loc"]))
+        cause = fault.get("ctx", {}).get("error")
+        if isinstance(cause, SettingsError) and cause.faults:  # settings inside these
+            found += [(".".join(filter(None, (place, at))), text) for at, text in cause.faults]
+            continue
+        came = fault.get("input")
+        short = "" if isinstance(came, Mapping | BaseModel) else f"; got {came!r:.80}"
+        match fault["type"]:
+            case "extra_forbidden":
+                known = sorted(owner.model_fields)
+                near = nearest_names(str(fault["loc"][-1]), known)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+                text = f"no such setting; {hint}"
+            case "missing":
+                text = "required, and not given"
+            case _:
+                text = fault["msg"].removeprefix("Value error, ") + short
+        found.append((place, text))
+    return found
 
 
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:

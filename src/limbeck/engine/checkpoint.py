@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from limbeck.core.errors import CheckpointError, RunFolderError
+from limbeck.core.files import fsync_file, fsync_folder
 
-__all__ = ["CheckpointStore", "fsync_folder", "write_durably"]
+__all__ = ["SCHEMA", "CheckpointStore", "restore_rng_state", "rng_state"]
 
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 _TEMPORARY = ".saving-"
@@ -63,7 +64,7 @@ class CheckpointStore:
             manifest = {name: _sha256(temporary / name) for name in (_TENSORS, _STATE)}
             (temporary / _MANIFEST).write_text(json.dumps(manifest))
             for name in (_TENSORS, _STATE, _MANIFEST):
-                _fsync(temporary / name)
+                fsync_file(temporary / name)
             fsync_folder(temporary)
             if final.exists():  # the same step once more, after a resume
                 shutil.rmtree(final)
@@ -75,8 +76,11 @@ class CheckpointStore:
                 f"checkpoint {final} could not be written: {error}. Older checkpoints are "
                 "untouched; free space or choose another folder, then `limbeck resume`"
             ) from None
-        for old in self.paths()[: -self.keep]:
-            shutil.rmtree(old)
+        paths = self.paths()
+        kept = paths.index(final) + 1
+        # Later ones too: the run went back behind them, because they were damaged.
+        for other in (*paths[: max(0, kept - self.keep)], *paths[kept:]):
+            shutil.rmtree(other)
         return final
 
     def load_newest(self) -> tuple[dict[str, Any], list[str]]:
@@ -85,7 +89,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: if none is.
         """
-        faults = []
+        faults: list[str] = []
         for path in reversed(self.paths()):
             try:
                 return _read(path), faults
@@ -158,37 +162,6 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def fsync_folder(path: Path) -> None:
-    """Flush a folder's entries to disk, where the system can (Windows cannot)."""
-    if os.name == "posix":
-        _fsync(path)
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace a file in one step: temporary file beside it, flush, rename, flush the folder.
-
-    Raises:
-        RunFolderError: if it cannot be written; what was there before stays.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        _fsync(temporary)
-        temporary.replace(path)
-        fsync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunFolderError(f"{path} could not be written: {error}") from None
 
 
 def rng_state() -> dict[str, Any]:

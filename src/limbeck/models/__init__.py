@@ -1,0 +1,15 @@
+"""Networks: the zoo, creating one by name, its weights, its summary."""
+
+from limbeck.models.create import MODELS, create_model
+from limbeck.models.summary import LayerSummary, ModelSummary, summarise
+from limbeck.models.weights import load_weights, save_weights
+
+__all__ = [
+    "MODELS",
+    "LayerSummary",
+    "ModelSummary",
+    "create_model",
+    "load_weights",
+    "save_weights",
+    "summarise",
+]

@@ -1,0 +1,216 @@
+"""A network from its name: one of the zoo, or a function of the user's own."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from limbeck.core.errors import ModelError, UnknownNameError, nearest_names
+from limbeck.models.cifar_resnet import (
+    resnet8,
+    resnet8x4,
+    resnet14,
+    resnet20,
+    resnet32,
+    resnet32x4,
+    resnet44,
+    resnet56,
+    resnet110,
+)
+from limbeck.models.digits_cnn import digits_cnn, digits_cnn_tiny
+
+__all__ = ["MODELS", "create_model"]
+
+MODELS: Final[Mapping[str, Callable[..., nn.Module]]] = MappingProxyType(
+    {
+        "digits_cnn": digits_cnn,
+        "digits_cnn_tiny": digits_cnn_tiny,
+        "resnet8": resnet8,
+        "resnet8x4": resnet8x4,
+        "resnet14": resnet14,
+        "resnet20": resnet20,
+        "resnet32": resnet32,
+        "resnet32x4": resnet32x4,
+        "resnet44": resnet44,
+        "resnet56": resnet56,
+        "resnet110": resnet110,
+    }
+)
+
+
+def create_model(
+    name: str, *, num_classes: int, in_chans: int = 3, seed: int = 0, allow_code: bool = False
+) -> nn.Module:
+    """A new network, its weights drawn from the seed.
+
+    The caller's random streams stay where they are.
+
+    Args:
+        name: one of :data:`MODELS`; or ``file.py:function`` or ``module:function``, a function
+            that is called with ``num_classes`` (and ``in_chans``, if it takes that) and returns
+            an ``nn.Module``. What it imports is looked up beside the file, or for a module in
+            the current folder, as Python itself would.
+        num_classes: outputs, ``>= 1``.
+        in_chans: channels of the images, ``>= 1``.
+        seed: of the weights.
+        allow_code: whether ``name`` may be a function. True only where the user gave the name
+            here and now; never for a name that stands in a file.
+
+    Raises:
+        UnknownNameError: with the nearest names, if the zoo has no such network.
+        ModelError: if the function may not run, is not there, fails, or returns something else.
+
+    Example:
+        >>> network = create_model("resnet20", num_classes=100)
+        >>> sum(p.numel() for p in network.parameters())
+        278324
+    """
+    if num_classes < 1 or in_chans < 1:
+        raise ModelError(
+            "a network needs at least one class and one channel; got "
+            f"num_classes={num_classes}, in_chans={in_chans}"
+        )
+    # The CPU's stream alone is used: forking CUDA's would start CUDA in every process.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if ":" in name:
+            return _create_own(name, num_classes, in_chans, allow_code=allow_code)
+        if name not in MODELS:
+            raise UnknownNameError(
+                "model", name, MODELS, hint="For a network of your own give file.py:function."
+            )
+        return MODELS[name](num_classes=num_classes, in_chans=in_chans)
+
+
+def _create_own(name: str, num_classes: int, in_chans: int, *, allow_code: bool) -> nn.Module:
+    source, _, attribute = name.rpartition(":")
+    if source == "python":
+        raise ModelError(
+            f"{name!r} stands for a module that was passed in Python and cannot be made from its "
+            "name; pass the module again, or put a function that builds it into a file and name "
+            "that: file.py:function"
+        )
+    if not allow_code:
+        raise ModelError(
+            f"model {name!r} is code, and is not run: no settings file, run folder or checkpoint "
+            "names code. If you trust it, name it yourself on the command line, with "
+            f"`--student {name}` or `--teacher {name}`"
+        )
+    is_file = source.endswith(".py")
+    folder = Path(source).resolve().parent if is_file else Path.cwd()
+    with _importing_from(folder):
+        module = _load_file(Path(source), name) if is_file else _load_module(source, name)
+        return _call(_find(module, attribute, name), name, num_classes, in_chans)
+
+
+@contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """``folder`` in front of Python's path, for as long as the user's code runs."""
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()  # the files may be younger than the last look
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the code may have changed the path itself
+            sys.path.remove(str(folder))
+
+
+def _load_file(path: Path, name: str) -> ModuleType:
+    if not path.is_file():
+        raise ModelError(f"model {name!r}: there is no file {path} in {Path.cwd()}")
+    # Known to Python under a name of its own, which dataclasses and pickle need.
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    spec = importlib.util.spec_from_file_location(f"_limbeck_{path.stem}_{digest}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
+        raise _failed(name, f"running {path}", error) from error
+    return module
+
+
+def _load_module(source: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(source)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{source}.".startswith(f"{error.name}."):
+            raise ModelError(
+                f"model {name!r}: Python finds no module {error.name!r}, neither in {Path.cwd()} "
+                "nor installed; for a file give its path, as in file.py:function"
+            ) from None
+        raise _failed(name, f"importing {source}", error) from error
+    except (Exception, SystemExit) as error:
+        raise _failed(name, f"importing {source}", error) from error
+
+
+def _find(module: ModuleType, attribute: str, name: str) -> Callable[..., Any]:
+    found = getattr(module, attribute, None)
+    if callable(found):
+        return found  # type: ignore[no-any-return]
+    own = [key for key, value in vars(module).items() if callable(value) and key[:1] != "_"]
+    near = nearest_names(attribute, own)
+    what = "nothing" if not hasattr(module, attribute) else f"a {type(found).__name__}"
+    hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(own) or 'none'}"
+    raise ModelError(
+        f"model {name!r} should name a function that builds a network; {attribute!r} is {what} "
+        f"there; {hint}"
+    )
+
+
+def _call(function: Callable[..., Any], name: str, num_classes: int, in_chans: int) -> nn.Module:
+    arguments = {"num_classes": num_classes, "in_chans": in_chans}
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of some that are written in C
+        raise ModelError(
+            f"model {name!r} does not tell its arguments; name a Python function that takes "
+            "num_classes"
+        ) from None
+    parameters = signature.parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if "in_chans" not in parameters and not takes_any:
+        del arguments["in_chans"]
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        given = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        raise ModelError(
+            f"model {name!r} is called with {given}, and its arguments are {signature} ({error}); "
+            "let it take num_classes, and give every argument but num_classes and in_chans a "
+            "default"
+        ) from None
+    try:
+        network = function(**arguments)
+    except (Exception, SystemExit) as error:
+        raise _failed(name, "calling it", error) from error
+    if not isinstance(network, nn.Module):
+        raise ModelError(
+            f"model {name!r} should return a torch.nn.Module, and returned "
+            f"{type(network).__name__}; return the network itself"
+        )
+    return network
+
+
+def _failed(name: str, doing: str, error: BaseException) -> ModelError:
+    place = ""
+    if error.__traceback__ is not None:
+        last = inspect.getinnerframes(error.__traceback__)[-1]
+        place = f", in {last.filename} line {last.lineno}"
+    return ModelError(
+        f"model {name!r}: {doing} raised {type(error).__name__}: {error}{place}; mend it there"
+    )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from limbeck.core.errors import UnknownNameError
 from limbeck.core.settings import Settings
 from limbeck.core.types import UNLABELLED, Batch, LossTerms, Outputs, Progress
+from limbeck.functional.precision import widened
 
 __all__ = ["Method", "MethodConfig", "MethodEntry", "Needs", "Probe", "Stage", "cross_entropy"]
 
@@ -183,9 +184,12 @@ def cross_entropy(logits: Tensor, label: Tensor, *, label_smoothing: float = 0.0
         >>> cross_entropy(torch.zeros(2, 4), torch.tensor([1, -1])).exp().round().item()
         4.0
     """
-    wide = logits if logits.dtype.itemsize >= 4 else logits.float()
     summed = F.cross_entropy(
-        wide, label, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="sum"
+        widened(logits),
+        label,
+        ignore_index=UNLABELLED,
+        label_smoothing=label_smoothing,
+        reduction="sum",
     )
     # A clamp and not a branch: counting on the host would make a GPU wait.
     return summed / (label != UNLABELLED).sum().clamp(min=1)

@@ -1,0 +1,39 @@
+r"""CE: no distillation; the matched baseline that learns from labels alone.
+
+.. math:: \mathcal{L} = CE(z^s, y)
+
+Source: the usual loss of classification; label smoothing as in Szegedy et al., "Rethinking the
+    Inception Architecture for Computer Vision", CVPR 2016, https://arxiv.org/abs/1512.00567,
+    section 7.
+Defaults: no label smoothing.
+Differs from the source: images without a label count for nothing, and a batch without any gives 0.
+"""
+
+from __future__ import annotations
+
+from limbeck.core.types import Batch, LossTerms, Outputs, Progress
+from limbeck.methods.base import Method, MethodConfig, Needs
+
+__all__ = ["CE", "CEConfig"]
+
+
+class CEConfig(MethodConfig):
+    """Settings of :class:`CE`: those that every method has."""
+
+
+class CE(Method[CEConfig]):
+    """See the module docstring."""
+
+    @classmethod
+    def needs(cls, config: CEConfig) -> Needs:
+        """No teacher."""
+        del config
+        return Needs(teacher=False)
+
+    def forward(
+        self, batch: Batch, student: Outputs, teacher: Outputs, progress: Progress
+    ) -> LossTerms:
+        """Cross-entropy with the labels."""
+        del teacher, progress
+        ce = self.cross_entropy(student.logits, batch.label)
+        return LossTerms(total=ce, parts={"ce": ce})

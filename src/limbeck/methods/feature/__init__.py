@@ -1,0 +1,1 @@
+"""Methods whose knowledge lies in the teacher's features."""

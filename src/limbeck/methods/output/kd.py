@@ -1,0 +1,51 @@
+r"""KD: match the teacher's softened class probabilities.
+
+.. math:: \mathcal{L} = w_{ce} \, CE(z^s, y) + w_{kd} \, T^2 \, KL(p^t_T \,\|\, p^s_T)
+
+Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", NIPS 2014 Deep
+    Learning Workshop, https://arxiv.org/abs/1503.02531, section 2.
+Defaults: T = 4, weights 0.1 and 0.9, as RepDistiller's CIFAR-100 scripts (Tian et al., ICLR 2020,
+    https://arxiv.org/abs/1910.10699) and mdistiller; the paper has no results on CIFAR.
+Differs from the source: the KL divergence in place of the cross-entropy with the teacher's
+    probabilities: lower by the teacher's entropy, with the same gradient.
+"""
+
+from __future__ import annotations
+
+from pydantic import NonNegativeFloat, PositiveFloat
+
+from limbeck.core.types import Batch, LossTerms, Outputs, Progress
+from limbeck.functional.divergences import kd_loss
+from limbeck.methods.base import Method, MethodConfig
+
+__all__ = ["KD", "KDConfig"]
+
+
+class KDConfig(MethodConfig):
+    """Settings of :class:`KD`.
+
+    Attributes:
+        temperature: by which both networks' scores are divided; the higher, the softer.
+        ce_weight: of the cross-entropy with the labels.
+        kd_weight: of the divergence from the teacher, which already has the factor T squared.
+    """
+
+    temperature: PositiveFloat = 4.0
+    ce_weight: NonNegativeFloat = 0.1
+    kd_weight: NonNegativeFloat = 0.9
+
+
+class KD(Method[KDConfig]):
+    """See the module docstring."""
+
+    def forward(
+        self, batch: Batch, student: Outputs, teacher: Outputs, progress: Progress
+    ) -> LossTerms:
+        """Weighted sum of cross-entropy and softened KL."""
+        del progress
+        ce = self.cross_entropy(student.logits, batch.label)
+        kd = kd_loss(student.logits, teacher.logits, temperature=self.config.temperature)
+        return LossTerms(
+            total=self.config.ce_weight * ce + self.config.kd_weight * kd,
+            parts={"ce": ce, "kd": kd},
+        )

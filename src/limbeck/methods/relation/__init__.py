@@ -1,0 +1,1 @@
+"""Methods whose knowledge lies in relations between images, classes or layers."""

@@ -1,0 +1,119 @@
+"""What every method inherits."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from limbeck.core.errors import SettingsError, UnknownNameError
+from limbeck.core.types import Batch, Outputs, Progress
+from limbeck.methods.base import Method, MethodConfig, Needs, Probe, cross_entropy
+
+
+@pytest.fixture
+def logits(generator):
+    return torch.randn(6, 4, dtype=torch.float64, generator=generator)
+
+
+LABEL = torch.tensor([0, 3, 1, 1, 2, 0])
+SOME = torch.tensor([0, -1, 1, -1, -1, 2])
+NONE = torch.full((6,), -1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_of_labelled_images_is_torchs(logits, smoothing):
+    ours = cross_entropy(logits, LABEL, label_smoothing=smoothing)
+    expected = F.cross_entropy(logits, LABEL, label_smoothing=smoothing)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_the_mean_over_the_labelled_images_alone(logits, smoothing):
+    ours = cross_entropy(logits, SOME, label_smoothing=smoothing)
+    known = SOME >= 0
+    expected = F.cross_entropy(logits[known], SOME[known], label_smoothing=smoothing)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_without_labels_cross_entropy_and_its_gradient_are_zero(logits, smoothing):
+    student = logits.requires_grad_()
+    loss = cross_entropy(student, NONE, label_smoothing=smoothing)
+    loss.backward()
+    assert loss.item() == 0
+    assert student.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_cross_entropy_is_float32_or_wider(logits, dtype, expected):
+    assert cross_entropy(logits.to(dtype), LABEL).dtype == expected
+
+
+class Plain(Method[MethodConfig]):
+    pass
+
+
+def test_a_methods_cross_entropy_has_its_label_smoothing(logits):
+    method = Plain(MethodConfig(label_smoothing=0.2))
+    expected = F.cross_entropy(logits, LABEL, label_smoothing=0.2)
+    torch.testing.assert_close(method.cross_entropy(logits, LABEL), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+def test_label_smoothing_has_a_range(smoothing):
+    with pytest.raises(SettingsError, match="label_smoothing"):
+        MethodConfig(label_smoothing=smoothing)
+
+
+@pytest.fixture
+def probe():
+    return Probe(
+        student=Outputs(torch.zeros(2, 4), features={"stage1": torch.zeros(2, 3)}),
+        teacher=Outputs(torch.zeros(2, 4), features={"stage1": torch.ones(2, 5)}),
+        num_classes=4,
+        num_images=20,
+    )
+
+
+def test_a_probe_tells_student_from_teacher(probe):
+    assert probe.feature("student", "stage1").shape == (2, 3)
+    assert probe.feature("teacher", "stage1").shape == (2, 5)
+
+
+def test_a_probe_names_the_nearest_layer(probe):
+    with pytest.raises(UnknownNameError, match=r"no tapped teacher layer called 'stage_1'.*stage1"):
+        probe.feature("teacher", "stage_1")
+
+
+def test_a_method_asks_for_logits_of_both_networks_unless_it_says_more(probe):
+    config = MethodConfig()
+    assert Plain.needs(config) == Needs()
+    assert Needs().teacher
+    assert not Needs().stop_student
+    method = Plain.from_probe(config, probe)
+    assert method.config is config
+    assert list(method.parameters()) == []
+
+
+def test_a_method_prepares_nothing_and_deploys_the_student_itself():
+    method, student = Plain(MethodConfig()), nn.Linear(2, 2)
+
+    def teacher(image):
+        raise AssertionError("the default preparation reads nothing")
+
+    method.prepare(teacher, [])
+    assert method.deployed(student) is student
+
+
+def test_a_method_without_a_loss_says_so():
+    batch = Batch(index=torch.arange(1), image=torch.zeros(1, 1, 2, 2), label=torch.zeros(1).long())
+    with pytest.raises(NotImplementedError):
+        Plain(MethodConfig())(batch, Outputs(), Outputs(), Progress())

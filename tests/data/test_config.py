@@ -19,6 +19,13 @@ def test_every_fault_is_told_at_once():
         assert name in message
 
 
+@pytest.mark.parametrize("dataset", ["digits", "cifar10", "cifar100", "python"])
+def test_a_size_that_nothing_would_heed_is_refused(dataset):
+    with pytest.raises(SettingsError, match=f"image_size is for image folders; '{dataset}' keeps"):
+        DataConfig(dataset=dataset, data_dir="x", image_size=32)
+    assert DataConfig(dataset="image_folder", data_dir="x", image_size=32).image_size == 32
+
+
 def test_padding_is_not_negative():
     with pytest.raises(SettingsError, match="crop_padding"):
         AugmentConfig(crop_padding=-1)

@@ -51,6 +51,15 @@ def test_folders_of_a_zip_are_known_from_its_files_alone(tmp_path):
     assert files.list().folders == ("a", "a/b")
 
 
+@pytest.mark.parametrize("stored", ["./a/b.txt", "a//b.txt", "a/./b.txt"])
+def test_a_name_in_a_zip_is_read_as_it_is_listed(tmp_path, stored):
+    files = ZipFiles(pack(tmp_path / "x.zip", {stored: b"here"}))
+    assert list(files.list().files) == ["a/b.txt"]
+    assert files.list().folders == ("a",)
+    with files.open("a/b.txt") as stream:
+        assert stream.read() == b"here"
+
+
 def test_numbers_beside_the_names_are_sizes_or_checksums(tree, packed):
     assert open_files(tree).list().files["a/1.txt"] == len("a/1.txt")
     with zipfile.ZipFile(packed) as archive:
@@ -82,16 +91,16 @@ def test_what_is_no_file_is_not_opened(tree):
 
 
 def test_nothing_at_the_path_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="no directory or zip at .*check data_dir"):
+    with pytest.raises(DataError, match=r"no directory or zip at .*check data_dir"):
         open_files(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("name", ["../out.txt", "a/../../out.txt", "/etc/passwd", "a\\..\\out.txt"])
 def test_names_that_lead_out_of_a_zip_are_refused(tmp_path, name):
     path = pack(tmp_path / "evil.zip", {"good.txt": b"", name: b"x"})
-    with pytest.raises(DataError, match="lead out of it.*out.txt|passwd"):
+    with pytest.raises(DataError, match=r"lead out of it, .*(out\.txt|passwd)"):
         ZipFiles(path).list()
-    assert os.listdir(tmp_path) == ["evil.zip"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("data", [b"", b"no zip", b"PK\x03\x04 cut"])

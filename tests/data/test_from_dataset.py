@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from limbeck.core.errors import DataError
-from limbeck.data.from_dataset import image_set_from_dataset
+from limbeck.data.from_dataset import image_set_from_dataset, own_classes
 
 
 class Pairs(Dataset):
@@ -66,6 +66,24 @@ def test_names_are_the_given_ones_or_the_data_sets_own(pixels):
     assert image_set_from_dataset(dataset, ["a", "b", "c", "d"]).class_names == ("a", "b", "c", "d")
     dataset.classes = ["x", "y", "z"]
     assert image_set_from_dataset(dataset).class_names == ("x", "y", "z")
+
+
+def test_a_subset_has_the_names_of_the_whole(pixels):
+    """As torch's random_split makes them: its parts have no ``classes`` of their own."""
+    dataset = Pairs(*zip(pixels, LABELS, strict=True))
+    dataset.classes = ["x", "y", "z"]
+    part = Subset(Subset(dataset, [4, 3, 0]), [0, 1])
+    images = image_set_from_dataset(part)
+    assert images.class_names == ("x", "y", "z")
+    assert images.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("classes", [None, [], 3, [("tench", "Tinca"), ("goldfish",)]])
+def test_classes_that_are_no_list_of_names_are_no_names(pixels, classes):
+    dataset = Pairs(*zip(pixels, LABELS, strict=True))
+    dataset.classes = classes
+    assert own_classes(dataset) is None
+    assert image_set_from_dataset(dataset).class_names == ("0", "1", "2")
 
 
 def test_a_stream_is_read_to_its_end(pixels):

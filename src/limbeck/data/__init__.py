@@ -15,7 +15,7 @@ from limbeck.data.augment import EpochTable
 from limbeck.data.cifar import CIFAR_SIZES, load_cifar
 from limbeck.data.config import AugmentConfig, DataConfig
 from limbeck.data.digits import load_digits
-from limbeck.data.from_dataset import image_set_from_dataset
+from limbeck.data.from_dataset import image_set_from_dataset, own_classes
 from limbeck.data.image_folder import LazyImages, load_image_folder
 from limbeck.data.images import (
     DataBundle,
@@ -103,7 +103,7 @@ def bundle_from_datasets(
     sources = [train]
     for other in datasets[1:]:
         # A data set that names its own classes is held to them, so that other ones are noticed.
-        names = None if hasattr(other, "classes") else train.class_names
+        names = None if own_classes(other) else train.class_names
         sources.append(image_set_from_dataset(other, names))
     sources = [_with_channels(source, config.in_chans) for source in sources]
     val = sources[1] if len(sources) == 3 else None

@@ -60,4 +60,6 @@ class DataConfig(Settings):
     def _files_are_named(self) -> Self:
         if self.dataset not in ("digits", "python") and self.data_dir is None:
             raise ValueError(f"dataset {self.dataset!r} needs data_dir, the folder of its files")
+        if self.dataset != "image_folder" and self.image_size is not None:
+            raise ValueError(f"image_size is for image folders; {self.dataset!r} keeps its size")
         return self

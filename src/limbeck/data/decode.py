@@ -130,6 +130,11 @@ def _resize(image: Image.Image, side: int) -> Image.Image:
     shorter = min(width, height)
     # The longer side is rounded down, as torchvision's Resize does it.
     width, height = (side * width // shorter, side * height // shorter)
+    if width * height > MAX_PIXELS:  # a line of 60,000 x 1 pixels would take gigabytes
+        raise DataError(
+            f"{image.width} x {image.height} pixels become {width} x {height} when the shorter "
+            f"side is {side}, more than the {MAX_PIXELS:,} that are accepted; crop it first"
+        )
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - side) / 2), round((height - side) / 2)
     return image.crop((left, top, left + side, top + side))

@@ -101,7 +101,7 @@ class ZipFiles:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._opened: tuple[int, zipfile.ZipFile] | None = None
+        self._opened: tuple[int, zipfile.ZipFile, dict[str, zipfile.ZipInfo]] | None = None
         self._opening = threading.Lock()
         self._archive()
 
@@ -111,15 +111,24 @@ class ZipFiles:
     def __setstate__(self, root: Path) -> None:
         self.__init__(root)  # type: ignore[misc]
 
-    def _archive(self) -> zipfile.ZipFile:
-        """The opened zip: one a process, since a fork would share one reading position."""
+    def _archive(self) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+        """The opened zip: one a process, since a fork would share one reading position.
+
+        With its members by path: a name may be stored as ``./a//b`` and is listed as ``a/b``.
+        """
         with self._opening:
             if self._opened is None or self._opened[0] != os.getpid():
                 try:
-                    self._opened = os.getpid(), zipfile.ZipFile(self.root)
-                except (zipfile.BadZipFile, OSError, ValueError) as error:
+                    archive = zipfile.ZipFile(self.root)
+                except Exception as error:  # a damaged zip raises anything
                     raise DataError(f"{self.root} is no readable zip: {error}") from error
-            return self._opened[1]
+                members = {
+                    str(PurePosixPath(member.filename)): member
+                    for member in archive.infolist()
+                    if not member.is_dir()
+                }
+                self._opened = os.getpid(), archive, members
+            return self._opened[1:]
 
     def list(self) -> Listing:
         """All files, with their checksums, and all folders.
@@ -130,7 +139,8 @@ class ZipFiles:
         files: dict[str, int] = {}
         folders: set[str] = set()
         unsafe, locked = [], []
-        for member in self._archive().infolist():
+        archive, _ = self._archive()
+        for member in archive.infolist():
             path = PurePosixPath(member.filename)
             if path.is_absolute() or ".." in path.parts or "\\" in member.filename:
                 unsafe.append(member.filename)
@@ -145,8 +155,8 @@ class ZipFiles:
                     locked.append(member.filename)
         if unsafe:
             raise DataError(
-                f"{self.root} is refused: names in it lead out of it: {some(unsafe)}. Pack it "
-                "anew, with relative names"
+                f"{self.root} is refused: names in it lead out of it, or have backslashes: "
+                f"{some(unsafe)}. Pack it anew, with relative names and /"
             )
         if locked:
             raise DataError(f"{self.root} needs a password for {some(locked)}; pack it without")
@@ -154,8 +164,8 @@ class ZipFiles:
 
     def open(self, name: str) -> IO[bytes]:
         """One file, to read."""
-        archive = self._archive()
-        member = archive.getinfo(name)
+        archive, members = self._archive()
+        member = members[name]
         _check_size(member.file_size)
         if member.file_size > max(_RATIO_FREE_BYTES, _MAX_RATIO * member.compress_size):
             raise DataError(
@@ -163,7 +173,7 @@ class ZipFiles:
             )
         try:
             return archive.open(member)
-        except (zipfile.BadZipFile, RuntimeError) as error:
+        except Exception as error:  # a damaged zip raises anything
             raise DataError(f"cannot be unpacked: {error}") from error
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from limbeck.core.errors import DataError
 from limbeck.core.types import UNLABELLED
 from limbeck.data.decode import pixels_of
 from limbeck.data.images import ImageSet
 
-__all__ = ["image_set_from_dataset"]
+__all__ = ["image_set_from_dataset", "own_classes"]
 
 
 def image_set_from_dataset(
@@ -29,7 +29,7 @@ def image_set_from_dataset(
         dataset: gives ``(image, label)``; an image is a Pillow image, or a tensor
             ``(C, H, W)`` or ``(H, W)``, uint8 or floating within [0, 1], before any
             normalisation; a label is a whole number, -1 where unknown.
-        class_names: None takes the data set's own ``classes``, or numbers.
+        class_names: None takes the data set's :func:`own_classes`, or numbers.
 
     Raises:
         DataError: naming the first image that is not like that, or has another size.
@@ -64,6 +64,15 @@ def image_set_from_dataset(
                 "labels count from 0"
             )
     return ImageSet(images=torch.stack(images), labels=torch.tensor(labels), class_names=names)
+
+
+def own_classes(dataset: Dataset[Any]) -> tuple[str, ...] | None:
+    """The names in a data set's ``classes``, or in those of what it is a subset of."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    names = getattr(dataset, "classes", None)
+    is_named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return tuple(names) if names and is_named else None
 
 
 def _items(dataset: Dataset[Any]) -> Iterator[Any]:
@@ -116,9 +125,6 @@ def _whole(label: object, index: int) -> int:
 def _names(
     dataset: Dataset[Any], given: Sequence[str] | None, labels: Sequence[int]
 ) -> tuple[str, ...]:
-    own = getattr(dataset, "classes", None)
     if given is not None:
         return tuple(given)
-    if isinstance(own, list | tuple) and all(isinstance(name, str) for name in own):
-        return tuple(own)
-    return tuple(str(label) for label in range(max(labels) + 1))
+    return own_classes(dataset) or tuple(str(label) for label in range(max(labels) + 1))

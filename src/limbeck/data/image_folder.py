@@ -1,8 +1,9 @@
 """Class folders of pictures, in a directory or zip, split or not.
 
 ``train/<class>/<picture>`` with an optional ``val`` (or ``valid``, ``validation``) and ``test``
-beside it; or ``<class>/<picture>``, which is all training images. Folders within a class folder
-belong to the class. One folder around everything is looked through.
+beside it, ``Training`` and ``Testing`` meaning the same; or ``<class>/<picture>``, which is all
+training images. Folders within a class folder belong to the class. One folder around everything
+is looked through.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ MAX_BYTES_IN_MEMORY = 4 << 30  # all splits together; a larger set is read batch
 _EXTENSIONS = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-_SPLITS: Mapping[str, str] = {
+_SPLITS: Mapping[str, str] = {  # in whatever case
     "train": "train",
+    "training": "train",
     "val": "val",
     "valid": "val",
     "validation": "val",
     "test": "test",
+    "testing": "test",
 }
 _NAMED = 10  # pictures named one by one in a message
 _THREADS = min(16, os.cpu_count() or 1)
@@ -217,9 +220,16 @@ def _arrange(
         )
     around = _wrapping(pictures)
     inside = [tuple(name[len(around) :].split("/")) for name in pictures]
-    is_split = any(parts[0] == "train" and len(parts) > 2 for parts in inside)
-    if not is_split and any(parts[0] in _SPLITS and len(parts) > 2 for parts in inside):
-        raise DataError(f"{root} has folders for val or test and none of train/<class>/<picture>")
+    is_split = any(_split_of(parts[0]) == "train" and len(parts) > 2 for parts in inside)
+    tops = {parts[0] for parts in inside if len(parts) > 1}
+    has_split = any(_split_of(parts[0]) and len(parts) > 2 for parts in inside)
+    # A class may be called "train", but not if every class is called like a split.
+    if not is_split and (has_split or all(map(_split_of, tops))):
+        raise DataError(
+            f"{root} has {some(sorted(tops)) or 'no folders'} and no picture at "
+            "train/<class>/<picture>; put the pictures to learn from there, each in the folder of "
+            "its class"
+        )
 
     found: defaultdict[str, dict[str, list[str]]] = defaultdict(dict)
     folders_of: defaultdict[str, set[str]] = defaultdict(set)
@@ -267,17 +277,20 @@ def _wrapping(pictures: Sequence[str]) -> str:
     while True:
         inside = [name[len(around) :].split("/") for name in pictures]
         tops = {parts[0] for parts in inside}
-        if len(tops) > 1 or tops & _SPLITS.keys() or any(len(parts) < 3 for parts in inside):
+        if len(tops) > 1 or any(map(_split_of, tops)) or any(len(parts) < 3 for parts in inside):
             return around
         around += f"{tops.pop()}/"
+
+
+def _split_of(folder: str) -> str | None:
+    return _SPLITS.get(folder.casefold())
 
 
 def _place(parts: tuple[str, ...], is_split: bool) -> tuple[str, str] | None:
     """Split and class of a folder, or None where it is within none."""
     if is_split:
-        if len(parts) < 2 or parts[0] not in _SPLITS:
-            return None
-        return _SPLITS[parts[0]], unicodedata.normalize("NFC", parts[1])
+        split = _split_of(parts[0]) if len(parts) > 1 else None
+        return None if split is None else (split, unicodedata.normalize("NFC", parts[1]))
     return ("train", unicodedata.normalize("NFC", parts[0])) if parts and parts[0] else None
 
 
@@ -335,8 +348,14 @@ def _in_memory(
     """All pictures decoded now."""
     names = [name for split in splits.values() for name in split.names]
     decode = partial(decode_image, image_size=image_size, in_chans=in_chans)
-    found = _in_threads(partial(_attempt, files, work=decode), names, threads)
-    pictures = deque(_sound(files.root, found, lambda picture: _size_of(picture.pixels)))
+    # Held by the queue alone, so that a picture taken off it is gone.
+    pictures = deque(
+        _sound(
+            files.root,
+            _in_threads(partial(_attempt, files, work=decode), names, threads),
+            lambda picture: _size_of(picture.pixels),
+        )
+    )
     channels = in_chans or max(picture.pixels.shape[2] for picture in pictures)
     more = [name for name, picture in zip(names, pictures, strict=True) if picture.has_more_frames]
     if more:
@@ -348,7 +367,6 @@ def _in_memory(
     for split, (split_names, labels) in splits.items():
         images = np.empty((len(split_names), channels, height, width), dtype=np.uint8)
         for row in range(len(split_names)):
-            # Taken off the queue, so that the images are not held twice.
             images[row] = pictures.popleft().pixels.transpose(2, 0, 1)
         sources[split] = ImageSet(
             images=torch.from_numpy(images), labels=labels, class_names=class_names

@@ -41,7 +41,7 @@ def test_an_unknown_name_is_answered_with_what_there_is(name, message):
 
 def test_the_hint_comes_last():
     error = UnknownNameError("layer", "x", [], hint="`limbeck inspect` lists them.")
-    assert str(error) == "no layer called 'x' `limbeck inspect` lists them."
+    assert str(error) == "no layer called 'x'. `limbeck inspect` lists them."
 
 
 def test_a_long_list_of_known_names_is_cut():

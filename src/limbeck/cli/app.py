@@ -1,0 +1,285 @@
+"""The commands. Each imports what it needs when it runs, so that ``--help`` stays quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from limbeck.cli.options import (
+    GroupedCommand,
+    RunOption,
+    collect_settings,
+    typed_models,
+    with_run_options,
+)
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="limbeck",
+    help="Distil image classifiers: train a small student to carry a large teacher's knowledge.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="The run folder to make.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Settings to start from: a run's config.json.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="A.B=VALUE", help="Any setting by its name in config.json; repeatable."
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything, train nothing, write nothing.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Best = Annotated[
+    bool, typer.Option("--best", help="The best epoch on validation, instead of the last.")
+]
+# A run folder is data: code that it names is run only where the user names it as well.
+StudentModel = Annotated[
+    str | None,
+    typer.Option("--student", "--model", help="Repeat file.py:function, if the run has one."),
+]
+TeacherModel = Annotated[
+    str | None,
+    typer.Option("--teacher", "--teacher-model", help="The same of the run's teacher."),
+]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from limbeck._version import __version__
+
+        typer.echo(f"limbeck {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command(short_help="Teach three students on real digits; who won?")
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the runs go.")] = Path("demo"),
+    quiet: Quiet = False,
+) -> None:
+    """Train a teacher on real digits, distil it three ways, and say honestly who won."""
+    from limbeck.cli.demo import run_demo
+
+    run_demo(out, quiet=quiet)
+
+
+@app.command(cls=GroupedCommand, short_help="Train a network without a teacher.")
+@with_run_options(teacher=False)
+def train(
+    output: Output,
+    config: Config = None,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json_: Json = False,
+    *,
+    options: dict[RunOption, Any],
+) -> None:
+    """Train a network without a teacher: the matched baseline, or a teacher to be.
+
+    With --config of a distilled run, its baseline: the same but for teacher and method.
+    """
+    from limbeck.cli.run import run
+
+    values = collect_settings(options, config=config, overrides=set_ or [], teacher=False)
+    typed = typed_models(options, set_ or [])
+    run(values, output, typed=typed, dry_run=dry_run, quiet=quiet, as_json=json_)
+
+
+@app.command(cls=GroupedCommand)
+@with_run_options(teacher=True)
+def distill(
+    output: Output,
+    config: Config = None,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json_: Json = False,
+    teacher_model: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher-model",
+            help="Repeat file.py:function, if the teacher's run has one.",
+            rich_help_panel="Networks and method",
+        ),
+    ] = None,
+    *,
+    options: dict[RunOption, Any],
+) -> None:
+    """Train a student to carry a teacher's knowledge."""
+    from limbeck.cli.run import run
+
+    values = collect_settings(options, config=config, overrides=set_ or [], teacher=True)
+    typed = typed_models(options, set_ or [])
+    typed += [] if teacher_model is None else [teacher_model]
+    run(values, output, typed=typed, dry_run=dry_run, quiet=quiet, as_json=json_)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="The folder of an interrupted run.")],
+    student: StudentModel = None,
+    teacher: TeacherModel = None,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Continue an interrupted run to the end it would have had."""
+    from limbeck.cli.run import resume_run
+
+    resume_run(run, typed=_given(student, teacher), quiet=quiet, as_json=json_)
+
+
+@app.command(name="eval", short_help="Judge a finished run's student and its teacher again.")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    split: Annotated[str, typer.Option("--split", help="val, test or train.")] = "test",
+    best: Best = False,
+    device: Device = "auto",
+    student: StudentModel = None,
+    teacher: TeacherModel = None,
+    json_: Json = False,
+) -> None:
+    """Judge a finished run's student again, and its teacher beside it.
+
+    Training images are judged as they are, without augmentation, and with the labels that were
+    kept for training.
+    """
+    from limbeck.cli.judge import evaluate_run
+
+    evaluate_run(
+        run,
+        split=split,
+        best=best,
+        device=device,
+        typed=_given(student, teacher),
+        as_json=json_,
+    )
+
+
+@app.command(short_help="Classes of images, by student and teacher.")
+def predict(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    top: Annotated[int, typer.Option("--top", min=1, help="Classes shown for each.")] = 3,
+    best: Best = False,
+    device: Device = "auto",
+    student: StudentModel = None,
+    teacher: TeacherModel = None,
+    json_: Json = False,
+) -> None:
+    """Classes and probabilities of images, the teacher's beside the student's."""
+    from limbeck.cli.judge import predict_images
+
+    predict_images(
+        run,
+        images,
+        top=top,
+        best=best,
+        device=device,
+        typed=_given(student, teacher),
+        as_json=json_,
+    )
+
+
+@app.command(short_help="The networks; or one's layers by name, with shapes.")
+def inspect(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A model's name, file.py:function, or a run; none lists the names."),
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option("--num-classes", min=2, help="[default: 100, digits 10]")
+    ] = None,
+    in_chans: Annotated[
+        int | None, typer.Option("--in-chans", min=1, help="[default: 3, digits 1]")
+    ] = None,
+    img_size: Annotated[
+        int | None, typer.Option("--img-size", min=1, help="[default: 32, digits 8]")
+    ] = None,
+    student: StudentModel = None,
+    json_: Json = False,
+) -> None:
+    """A network's layers by name: output shapes, parameters, multiply-adds.
+
+    Any of the names can be given to a method that reads features.
+    """
+    from limbeck.cli.inspect import inspect_model, list_models
+
+    if model is None:
+        list_models(as_json=json_)
+        return
+    inspect_model(
+        model,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        img_size=img_size,
+        typed=_given(student),
+        as_json=json_,
+    )
+
+
+@app.command(short_help="Published weights to safetensors.")
+def convert(
+    file: Annotated[Path, typer.Argument(help="Weights as RepDistiller or mdistiller save them.")],
+    model: Annotated[str, typer.Option("--model", help="The network that they are of.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="[default: FILE, ending in .safetensors]"),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Read published weights, check that every one finds its place, write safetensors.
+
+    What comes out is a --teacher-checkpoint for --teacher MODEL.
+    """
+    from limbeck.cli.convert import convert_weights
+
+    convert_weights(file, model, output, as_json=json_)
+
+
+@app.command(short_help="List the methods; or one method's card.")
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method's card.")] = None,
+    json_: Json = False,
+) -> None:
+    """List the methods; or one method's card: formula, defaults, source, departures."""
+    from limbeck.cli.methods import show_methods
+
+    show_methods(name, as_json=json_)
+
+
+@app.command(short_help="Versions, devices, disk; and how to mend what is wrong.")
+def doctor(json_: Json = False) -> None:
+    """Versions, devices and disk, and the remedy for what is wrong."""
+    from limbeck.cli.doctor import examine
+
+    examine(as_json=json_)
+
+
+def _given(*names: str | None) -> list[str]:
+    return [name for name in names if name is not None]

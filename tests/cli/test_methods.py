@@ -1,0 +1,72 @@
+import inspect
+import json
+from importlib import import_module
+
+import pytest
+
+from limbeck.cli.methods import formula_text
+from limbeck.methods import METHODS
+
+
+def test_the_list_has_every_method_on_a_line(limbeck):
+    answer = limbeck("methods")
+    names = [line.split()[0] for line in answer.out.split("\n\n")[0].splitlines()[1:]]
+    assert names == list(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_card_has_formula_source_departures_and_every_default(name, limbeck):
+    answer = limbeck("methods", name)
+    assert answer.code == 0
+    for heading in ("Source: ", "Defaults: ", "Differs from the source: "):
+        assert f"\n{heading}" in answer.out
+    assert ".. math" not in answer.out
+    assert "``" not in answer.out
+    config = METHODS[name].config()
+    for field, value in config.plain().items():
+        row = next(line for line in answer.out.splitlines() if line.startswith(f" {field} "))
+        assert row.split()[1] == json.dumps(value)
+        assert len(row.split()) > 2  # and what it means
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_card_keeps_its_words_and_fits_the_terminal(name, width, limbeck, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    out = limbeck("methods", name).out
+    assert all(len(line) <= width for line in out.splitlines())
+    card = inspect.getdoc(import_module(METHODS[name].card))
+    prose = card.partition("Source: ")[2].replace("``", "")
+    assert " ".join(prose.split()) in " ".join(out.split())
+
+
+def test_a_card_says_what_the_method_reads(limbeck):
+    out = limbeck("methods", "fitnet").out
+    assert "Stage hint: 12.5% of the epochs; reads student stage2, teacher stage2" in out
+    assert "Stage distil: 87.5% of the epochs; reads outputs alone" in out
+
+
+def test_a_machine_reads_the_defaults_and_the_card_as_it_stands(limbeck):
+    listed = json.loads(limbeck("methods", "--json").out)
+    assert {name: facts["defaults"] for name, facts in listed.items()} == {
+        name: entry.config().plain() for name, entry in METHODS.items()
+    }
+    card = json.loads(limbeck("methods", "kd", "--json").out)["card"]
+    assert card == inspect.getdoc(import_module(METHODS["kd"].card))
+
+
+@pytest.mark.parametrize(
+    ("latex", "text"),
+    [
+        (r"\mathcal{L} = CE(z^s, y)", "L = CE(z^s, y)"),
+        (r"w_{kd} \, T^2 \, KL(p^t_T \,\|\, p^s_T)", "w_kd T^2 KL(p^t_T || p^s_T)"),
+        (r"\frac{d^s_{ij}}{\mu^s}", "d^s_ij/μ^s"),
+        (r"\frac{a + b}{BCHW}", "(a + b)/(BCHW)"),
+        (r"\frac{1}{\frac{a}{b}}", "1/(a/b)"),
+        (r"h\Big(\frac{1}{2}\Big)", "h(1/2)"),
+        (r"\lambda \text{ falling}, \cos \angle^s_{ijk}", "λ falling, cos ∠^s_ijk"),
+        (r"x_{i+1} \oplus y", r"x_{i+1} \oplus y"),  # what has no plain form stays
+    ],
+)
+def test_a_formula_in_plain_characters(latex, text):
+    assert formula_text(latex) == text

@@ -1,0 +1,169 @@
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from limbeck.cli.observer import JsonObserver
+from limbeck.runs.summary import read_summary
+
+TINY = ("--student", "digits_cnn_tiny")
+
+
+def events(text):
+    """JSON lines by their event."""
+    found = {}
+    for line in text.splitlines():
+        value = json.loads(line)
+        found.setdefault(value["event"], []).append(value)
+    return found
+
+
+def test_a_run_says_what_its_summary_holds(limbeck, tmp_path, quick):
+    out = tmp_path / "[red] run"
+    answer = limbeck("train", *TINY, "--output", out, *quick)
+    assert answer.code == 0
+    summary = read_summary(out)
+    assert f"top-1 {summary.test.last['top1']:7.2%}" in answer.out
+    assert f"{summary.num_parameters:,} parameters" in answer.out
+    assert answer.out.splitlines()[0] == "ce: digits_cnn_tiny, seed 0"
+    assert answer.out.splitlines()[-1].strip() == str(out)
+    assert answer.err.startswith("train  epoch 1/1  loss ")
+
+
+def test_a_quiet_run_says_nothing(limbeck, tmp_path, quick):
+    assert limbeck("train", *TINY, "--output", tmp_path / "run", *quick, "--quiet") == (0, "", "")
+
+
+def test_a_machine_reads_epochs_and_the_summary(limbeck, tmp_path, quick, runs):
+    taught = ("--teacher", runs / "teacher", "--method", "rkd")
+    answer = limbeck("distill", *TINY, *taught, "--output", tmp_path / "run", *quick, "--json")
+    assert (answer.code, answer.err) == (0, "")
+    found = events(answer.out)
+    assert [row["epoch"] for row in found["epoch"]] == [0]
+    assert found["epoch"][0]["train"].keys() >= {"loss", "ce", "distance", "angle"}
+    assert any("penultimate = fc:input" in note["message"] for note in found["note"])
+    (summary,) = found["summary"]
+    del summary["event"]
+    assert summary == read_summary(tmp_path / "run").plain()
+
+
+def test_a_run_can_be_run_again_from_its_settings(limbeck, tmp_path, quick, runs):
+    config = runs / "student" / "config.json"
+    answer = limbeck("distill", "--config", config, "--output", tmp_path / "again")
+    assert answer.code == 0
+    first, second = read_summary(runs / "student"), read_summary(tmp_path / "again")
+    assert first.student_hash == second.student_hash
+    assert first.config_hash == second.config_hash
+
+
+def test_a_seed_typed_with_the_settings_counts(limbeck, tmp_path, runs):
+    config = runs / "student" / "config.json"
+    out = tmp_path / "other"
+    assert limbeck("distill", "--config", config, "--seed", "1", "--output", out).code == 0
+    assert read_summary(out).seed == 1
+    assert read_summary(out).student_hash != read_summary(runs / "student").student_hash
+
+
+@pytest.mark.parametrize("command", ["train", "distill"])
+def test_a_dry_run_tells_everything_and_writes_nothing(command, limbeck, tmp_path, quick, runs):
+    taught = ("--teacher", runs / "teacher", "--method", "fitnet") if command == "distill" else ()
+    arguments = (command, *TINY, *taught, "--output", tmp_path / "run", *quick, "--epochs", "8")
+    answer = limbeck(*arguments, "--dry-run")
+    assert (answer.code, answer.err) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+    assert "  optim.lr = 0.05\n" in answer.out
+    assert "Nothing was trained" in answer.out
+    found = json.loads(limbeck(*arguments, "--dry-run", "--json").out)
+    assert list(tmp_path.iterdir()) == []
+    assert found["settings"]["schedule"]["epochs"] == 8
+    for split, counts in found["counts"].items():
+        assert f"{split}: {sum(counts.values())} images (0: {counts['0']}, 1: " in answer.out
+    assert sum(stage["epochs"] for stage in found["stages"]) == 8
+    assert found["estimated_seconds"] > 0
+    assert found["peak_memory_bytes"] > 2**20
+    stages = [stage["name"] for stage in found["stages"]]
+    assert stages == (["hint", "distil"] if command == "distill" else ["train"])
+
+
+def test_what_a_dry_run_refuses_a_run_refuses_too(limbeck, tmp_path, quick, runs):
+    layer = ("--method", "rkd", "--set", "method.teacher_layer=stage2")
+    arguments = ("--teacher", runs / "teacher", *layer, "--output", tmp_path / "run", *quick)
+    for more in ((), ("--dry-run",)):
+        answer = limbeck("distill", *TINY, *arguments, *more)
+        assert answer.code == 2
+        assert "(batch, features)" in answer.err
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("signum", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interrupted_run_is_continued_to_the_same_end(
+    signum, code, limbeck, tmp_path, quick, monkeypatch
+):
+    arguments = ("train", *TINY, *quick, "--epochs", "3")
+    assert limbeck(*arguments, "--output", tmp_path / "whole", "--quiet").code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            JsonObserver, "epoch", lambda self, row: os.kill(os.getpid(), signal.Signals[signum])
+        )
+        answer = limbeck(*arguments, "--output", tmp_path / "run", "--json")
+    assert answer.code == code
+    assert f"continue with: limbeck resume {tmp_path / 'run'}" in answer.err
+    assert not (tmp_path / "run" / "summary.json").exists()
+    resumed = limbeck("resume", tmp_path / "run", "--json")
+    assert resumed.code == 0
+    assert [row["epoch"] for row in events(resumed.out)["epoch"]] == [1, 2]
+    weights = [load_file(tmp_path / name / "student.safetensors") for name in ("whole", "run")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_finished_run_is_shown_and_left_alone(limbeck, runs):
+    before = {path: path.stat().st_mtime_ns for path in (runs / "student").rglob("*")}
+    answer = limbeck("resume", runs / "student")
+    assert answer.code == 0
+    assert "is finished already" in answer.err
+    assert answer.out.startswith("kd: digits_cnn_tiny, taught by digits_cnn_tiny, seed 0\n")
+    assert {path: path.stat().st_mtime_ns for path in (runs / "student").rglob("*")} == before
+
+
+def test_under_torchrun_only_the_first_process_prints(limbeck, runs, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert limbeck("resume", runs / "student", "--json").out.count('"summary"') == 0
+    monkeypatch.setenv("RANK", "0")
+    assert limbeck("resume", runs / "student", "--json").out.count('"summary"') == 1
+
+
+def test_class_names_from_folders_cannot_steer_the_terminal(limbeck, tmp_path, quick, picture):
+    names = ("[red]", ":smile:", "a\x1b[31m", "b\nc")
+    data = tmp_path / "[bold] data"
+    for name in names:
+        for number in range(4):
+            picture(data / name / f"{number}.png", seed=number)
+    command = ("train", *TINY, "--output", tmp_path / "[/run]", *quick, "-b", "4")
+    command += ("--dataset", "image_folder", "--data-dir", data, "--fraction", "1")
+    answer = limbeck(*command, "--val-fraction", "0.25", "--dry-run")
+    assert answer.code == 0, answer.err
+    assert "\x1b" not in answer.out + answer.err
+    for text in ("[red]: 3", ":smile: : 3".replace(" :", ":"), "a\\x1b[31m: 3", "b\\nc: 3"):
+        assert text in answer.out
+    assert "[bold] data" in answer.out
+    (data / "[red]" / "\x1b[2J.png").write_bytes(b"no picture")
+    answer = limbeck(*command)
+    assert answer.code == 2
+    assert "[red]/\\x1b[2J.png" in answer.err
+
+
+def test_what_the_data_has_to_say_is_said(limbeck, tmp_path, quick, picture):
+    data = tmp_path / "data"
+    for name in ("cat", "dog"):
+        for number in range(4):
+            picture(data / name / f"{number}.png", seed=number)
+    command = ("train", *TINY, "--output", tmp_path / "run", *quick, "-b", "4", "--fraction", "1")
+    command += ("--dataset", "image_folder", "--data-dir", data, "--val-fraction", "0.25")
+    assert "there is no test folder" in limbeck(*command, "--dry-run").out
+    answer = limbeck(*command)
+    assert "there is no test folder" in answer.err
+    assert "test, last epoch" not in answer.out
+    assert any("no test folder" in notice for notice in read_summary(tmp_path / "run").notices)

@@ -6,90 +6,17 @@ from torch import nn
 
 from limbeck.core.errors import ModelError
 from limbeck.features import resolve_layer
-from limbeck.models import cifar_resnet
-from limbeck.models.cifar_resnet import CifarResNet, resnet8x4, resnet20
-from limbeck.models.summary import summarise
-
-# name: parameters, multiply-adds in millions, convolutions, batch-norms; 100 classes, 3x32x32.
-# Measured on megvii-research/mdistiller@a08d46f, mdistiller/models/cifar/resnet.py.
-BENCHMARK = {
-    "resnet8": (83_892, 12.507, 9, 9),
-    "resnet14": (181_108, 26.663, 15, 15),
-    "resnet20": (278_324, 40.819, 21, 21),
-    "resnet32": (472_756, 69.130, 33, 33),
-    "resnet44": (667_188, 97.442, 45, 45),
-    "resnet56": (861_620, 125.754, 57, 57),
-    "resnet110": (1_736_564, 253.156, 111, 111),
-    "resnet8x4": (1_233_540, 177.071, 10, 10),
-    "resnet32x4": (7_433_860, 1083.041, 34, 34),
-}
-EXACT_MACS = {"resnet20": 40_818_944, "resnet32x4": 1_083_040_768}
+from limbeck.models.cifar_resnet import CifarResNet, resnet8x4, resnet20, resnet32_option_a
 
 
-def macs_by_hand(depth, stem, widths):
-    """The multiplications of stem, blocks, projections and classifier, summed up layer by layer."""
-    macs, width, side = 32 * 32 * 9 * 3 * stem, stem, 32
-    for stage, wide in enumerate(widths):
-        for block in range((depth - 2) // 6):
-            side = side // 2 if stage > 0 and block == 0 else side
-            macs += side * side * 9 * (width * wide + wide * wide)
-            if width != wide or (stage > 0 and block == 0):
-                macs += side * side * width * wide
-            width = wide
-    return macs + widths[-1] * 100
-
-
-@pytest.mark.parametrize("name", BENCHMARK)
-def test_counts_are_the_benchmarks(name):
-    parameters, millions, num_convolutions, num_norms = BENCHMARK[name]
-    network = getattr(cifar_resnet, name)()
-    found = summarise(network, (3, 32, 32))
-    assert found.num_parameters == parameters
-    assert f"{found.num_macs / 1e6:.3f}" == f"{millions:.3f}"
-    depth, *wide = map(int, name.removeprefix("resnet").split("x"))
-    stem, *widths = (32, 64, 128, 256) if wide else (16, 16, 32, 64)
-    assert found.num_macs == macs_by_hand(depth, stem, widths)
-    assert found.num_macs == EXACT_MACS.get(name, found.num_macs)
-    kinds = [row.kind for row in found.rows]
-    assert kinds.count("Conv2d") == num_convolutions
-    assert kinds.count("BatchNorm2d") == num_norms
-    assert kinds.count("Linear") == 1
-    assert f"{parameters:,} parameters" in getattr(cifar_resnet, name).__doc__
-
-
-def test_every_network_of_the_file_is_in_the_table():
-    made = {name for name in cifar_resnet.__all__ if name.startswith("resnet")}
-    assert made == set(BENCHMARK)
-
-
-def shapes_of(network, image):
-    """The output shapes of what ``layer_aliases`` name, read by plain hooks."""
-    found = {}
-    for alias in ("stem", "stage1", "stage2", "stage3", "last"):
-        module = network.get_submodule(resolve_layer(network, alias))
-        module.register_forward_hook(
-            lambda _module, _input, output, alias=alias: found.update({alias: output.shape[1:]})
-        )
-    classifier = network.get_submodule(resolve_layer(network, "penultimate").split(":")[0])
-    classifier.register_forward_pre_hook(lambda _, given: found.update(pooled=given[0].shape[1:]))
-    network.eval()(image)
-    return {name: tuple(shape) for name, shape in found.items()}
-
-
-@pytest.mark.parametrize(
-    ("make", "widths"), [(resnet20, (16, 16, 32, 64)), (resnet8x4, (32, 64, 128, 256))]
-)
-def test_stages_have_the_benchmarks_shapes(make, widths):
-    sides = (32, 32, 16, 8)
-    shapes = [(width, side, side) for width, side in zip(widths, sides, strict=True)]
-    assert shapes_of(make(), torch.zeros(1, 3, 32, 32)) == {
-        "stem": shapes[0],
-        "stage1": shapes[1],
-        "stage2": shapes[2],
-        "stage3": shapes[3],
-        "last": shapes[3],
-        "pooled": (widths[-1],),
-    }
+@pytest.mark.parametrize("depth", [8, 14, 110])
+def test_a_stage_ends_with_the_last_relu_of_its_last_block(depth):
+    network = CifarResNet(depth, (4, 4, 8, 16), num_classes=7)
+    for stage in ("stage1", "stage2", "stage3"):
+        blocks = network.get_submodule(resolve_layer(network, stage))
+        expected = f"layer{stage[-1]}.{len(blocks) - 1}.relu2:input"
+        assert resolve_layer(network, f"pre_activation:{stage}") == expected
+        assert len(blocks) == (depth - 2) // 6
 
 
 @pytest.mark.parametrize(
@@ -113,6 +40,25 @@ def test_a_block_is_the_formula_of_the_paper(generator):
     outer = nn.functional.conv2d(inner.relu(), block.conv2.weight, padding=1) / math.sqrt(1 + 1e-5)
     torch.testing.assert_close(block(x), (x + outer).relu())
     assert torch.equal(x, keep)
+
+
+def test_option_a_takes_every_second_pixel_and_pads_channels_with_zeros(generator):
+    """With the other branch at zero, the block is the shortcut alone."""
+    block = resnet32_option_a().layer2[0].eval()
+    nn.init.zeros_(block.bn2.weight)
+    x = torch.rand(2, 16, 6, 6, generator=generator)
+    out = block(x)
+    assert out.shape == (2, 32, 3, 3)
+    for channel in range(32):
+        source = x[:, channel - 8, ::2, ::2] if 8 <= channel < 24 else torch.zeros(2, 3, 3)
+        assert torch.equal(out[:, channel], source)
+
+
+def test_option_as_shortcuts_have_no_weights():
+    names = resnet32_option_a().state_dict()
+    assert not [name for name in names if "downsample" in name]
+    # What its depth's projections, and nothing else, hold in the benchmark's network.
+    assert 16 * 32 + 32 * 64 + 2 * (32 + 64) == 472_756 - 470_004
 
 
 def test_convolutions_start_as_kaimings_fan_out_and_norms_as_the_identity():

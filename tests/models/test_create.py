@@ -1,4 +1,5 @@
 import os
+import pkgutil
 import random
 import sys
 
@@ -7,9 +8,32 @@ import pytest
 import torch
 from torch import nn
 
+from limbeck import models
 from limbeck.core.errors import ModelError, UnknownNameError
-from limbeck.models import cifar_resnet, digits_cnn
+from limbeck.models import (
+    cifar_resnet,
+    digits_cnn,
+    imagenet_resnet,
+    mobilenetv2,
+    plane_cnn,
+    shufflenetv1,
+    shufflenetv2,
+    vgg,
+    wrn,
+)
 from limbeck.models.create import MODELS, create_model
+
+FAMILIES = (
+    cifar_resnet,
+    digits_cnn,
+    imagenet_resnet,
+    mobilenetv2,
+    plane_cnn,
+    shufflenetv1,
+    shufflenetv2,
+    vgg,
+    wrn,
+)
 
 MINE = """
 import torch
@@ -78,9 +102,15 @@ def refused(name, **options):
 
 
 def test_the_table_holds_every_network_of_the_zoo_under_its_own_name():
-    names = [*digits_cnn.__all__, *cifar_resnet.__all__]
-    assert set(MODELS) == {name for name in names if name[0].islower()}
-    assert all(make.__name__ == name for name, make in MODELS.items())
+    made = {name for family in FAMILIES for name in family.__all__ if name[0].islower()}
+    assert {make.__name__ for make in MODELS.values()} == made - {"channel_shuffle"}
+    assert all(make.__name__ == name.lower() for name, make in MODELS.items())
+
+
+def test_every_file_of_the_package_but_the_tools_is_a_family():
+    files = {info.name for info in pkgutil.iter_modules(models.__path__)}
+    tools = {"create", "published", "summary", "vision", "weights"}
+    assert files - tools == {family.__name__.rpartition(".")[2] for family in FAMILIES}
 
 
 @pytest.mark.parametrize("name", ["digits_cnn_tiny", "resnet8", "resnet8x4"])

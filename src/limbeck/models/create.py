@@ -23,28 +23,82 @@ from limbeck.models.cifar_resnet import (
     resnet14,
     resnet20,
     resnet32,
+    resnet32_option_a,
     resnet32x4,
     resnet44,
     resnet56,
     resnet110,
 )
 from limbeck.models.digits_cnn import digits_cnn, digits_cnn_tiny
+from limbeck.models.imagenet_resnet import resnet18, resnet34, resnet50
+from limbeck.models.mobilenetv2 import mobilenetv2
+from limbeck.models.plane_cnn import (
+    plane2,
+    plane2_cifar10,
+    plane3,
+    plane4,
+    plane4_cifar10,
+    plane5,
+    plane6,
+    plane6_cifar10,
+    plane7,
+    plane8,
+    plane8_cifar10,
+    plane9,
+    plane10,
+    plane10_cifar10,
+)
+from limbeck.models.shufflenetv1 import shufflev1
+from limbeck.models.shufflenetv2 import shufflev2
+from limbeck.models.vgg import vgg8, vgg11, vgg13, vgg16, vgg19
+from limbeck.models.wrn import wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 
 __all__ = ["MODELS", "create_model"]
 
+# Names as the tables of the benchmark write them; each function has its name in lower case.
 MODELS: Final[Mapping[str, Callable[..., nn.Module]]] = MappingProxyType(
     {
         "digits_cnn": digits_cnn,
         "digits_cnn_tiny": digits_cnn_tiny,
+        "MobileNetV2": mobilenetv2,
+        "plane2": plane2,
+        "plane2_cifar10": plane2_cifar10,
+        "plane3": plane3,
+        "plane4": plane4,
+        "plane4_cifar10": plane4_cifar10,
+        "plane5": plane5,
+        "plane6": plane6,
+        "plane6_cifar10": plane6_cifar10,
+        "plane7": plane7,
+        "plane8": plane8,
+        "plane8_cifar10": plane8_cifar10,
+        "plane9": plane9,
+        "plane10": plane10,
+        "plane10_cifar10": plane10_cifar10,
         "resnet8": resnet8,
         "resnet8x4": resnet8x4,
         "resnet14": resnet14,
         "resnet20": resnet20,
         "resnet32": resnet32,
+        "resnet32_option_a": resnet32_option_a,
         "resnet32x4": resnet32x4,
         "resnet44": resnet44,
         "resnet56": resnet56,
         "resnet110": resnet110,
+        "ResNet18": resnet18,
+        "ResNet34": resnet34,
+        "ResNet50": resnet50,
+        "ShuffleV1": shufflev1,
+        "ShuffleV2": shufflev2,
+        "vgg8": vgg8,
+        "vgg11": vgg11,
+        "vgg13": vgg13,
+        "vgg16": vgg16,
+        "vgg19": vgg19,
+        "wrn_16_1": wrn_16_1,
+        "wrn_16_2": wrn_16_2,
+        "wrn_40_1": wrn_40_1,
+        "wrn_40_2": wrn_40_2,
     }
 )
 
@@ -105,7 +159,7 @@ def _create_own(name: str, num_classes: int, in_chans: int, *, allow_code: bool)
         raise ModelError(
             f"model {name!r} is code, and is not run: no settings file, run folder or checkpoint "
             "names code. If you trust it, name it yourself on the command line, with "
-            f"`--student {name}` or `--teacher {name}`"
+            f"`--student {name}` or `--teacher-model {name}`"
         )
     is_file = source.endswith(".py")
     folder = Path(source).resolve().parent if is_file else Path.cwd()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from types import MappingProxyType
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -22,16 +20,6 @@ class DigitsCNN(nn.Module):
         in_chans: channels of the images.
     """
 
-    layer_aliases: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {
-            "stage1": "stage1",
-            "stage2": "stage2",
-            "stage3": "stage3",
-            "last": "stage3",
-            "penultimate": "fc:input",
-        }
-    )
-
     def __init__(
         self, widths: Sequence[int], *, depth: int, num_classes: int, in_chans: int
     ) -> None:
@@ -42,6 +30,18 @@ class DigitsCNN(nn.Module):
         self.halve = nn.MaxPool2d(2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels[-1], num_classes)
+        last_relu = 3 * depth - 1  # of a stage's layers
+        self.layer_aliases = {
+            "stage1": "stage1",
+            "pre_activation:stage1": f"stage1.{last_relu}:input",
+            "stage2": "stage2",
+            "pre_activation:stage2": f"stage2.{last_relu}:input",
+            "stage3": "stage3",
+            "pre_activation:stage3": f"stage3.{last_relu}:input",
+            "last": "stage3",
+            "pre_activation:last": f"stage3.{last_relu}:input",
+            "penultimate": "fc:input",
+        }
 
     def forward(self, image: Tensor) -> Tensor:
         """``(B, C, 8, 8)`` to logits ``(B, K)``."""

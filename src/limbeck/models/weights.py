@@ -7,6 +7,7 @@ refuses stays refused.
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 import warnings
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from limbeck.core.errors import CheckpointError
 from limbeck.core.files import write_durably
 
-__all__ = ["load_weights", "save_weights"]
+__all__ = ["fill_network", "load_weights", "read_weights", "save_weights", "without_prefix"]
 
 _MAX_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 _WRAPPERS = ("state_dict", "model")  # where training scripts put the weights
@@ -67,17 +68,53 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         CheckpointError: if the file is missing, damaged or unsafe, or made for another network;
             the network is then as it was.
     """
+    fill_network(network, read_weights(path), source=path)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """A file's tensors under its own names, in any form that :func:`load_weights` reads.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged or unsafe.
+    """
     path = Path(path)
     try:
-        given = _read(path)
+        return _read(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
-    given = _without_prefix(given, network)
-    _check_fit(network, given, path)
+
+
+def fill_network(network: nn.Module, state: Mapping[str, Tensor], *, source: str | Path) -> None:
+    """Fill ``network`` with tensors by name: all of them, and no others.
+
+    Args:
+        network: its names and shapes must be those of ``state``; values are converted to its
+            dtype.
+        state: with or without DataParallel's ``module.`` before each name.
+        source: where they come from, for messages.
+
+    Raises:
+        CheckpointError: naming what is missing, unknown or of another shape; the network is then
+            as it was.
+    """
+    given = without_prefix(state, network)
+    _check_fit(network, given, source)
     try:
         network.load_state_dict(given)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit {type(network).__name__}: {error}") from None
+        raise CheckpointError(f"{source} does not fit {type(network).__name__}: {error}") from None
+
+
+def without_prefix(given: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The same tensors without what wrappers put before every name of ``network``'s own."""
+    given = dict(given)
+    known = network.state_dict().keys()
+    while not known & given.keys():
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in given)), None)
+        if prefix is None or not given:
+            break
+        given = {name.removeprefix(prefix): value for name, value in given.items()}
+    return given
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -117,7 +154,13 @@ def _read_torch(path: Path) -> Any:  # noqa: ANN401  (tensors and plain values)
     try:
         _check_archive(path)
         # An open file and not its path: torch would go by the name.
-        with path.open("rb") as file, warnings.catch_warnings():
+        with (
+            path.open("rb") as file,
+            # The settings that training scripts keep beside the weights: a holder of plain
+            # values, and to make one runs no code.
+            torch.serialization.safe_globals([argparse.Namespace]),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")  # on pickle protocols, which it then reads or refuses
             return torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
@@ -172,18 +215,7 @@ def _state_of(content: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401  (
     return {str(name): value for name, value in state.items()}
 
 
-def _without_prefix(given: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The same tensors without what wrappers put before every name."""
-    known = network.state_dict().keys()
-    while not known & given.keys():
-        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in given)), None)
-        if prefix is None or not given:
-            break
-        given = {name.removeprefix(prefix): value for name, value in given.items()}
-    return given
-
-
-def _check_fit(network: nn.Module, given: Mapping[str, Tensor], path: Path) -> None:
+def _check_fit(network: nn.Module, given: Mapping[str, Tensor], path: str | Path) -> None:
     """Raise unless names, shapes and kinds of number are the network's own."""
     wanted = {k: v for k, v in network.state_dict().items() if isinstance(v, Tensor)}
     # Files from before torch 0.4.1 lack these counters; torch then starts them at 0.

@@ -159,3 +159,14 @@ def test_random_streams_continue_where_they_were():
     first = torch.rand(3)
     restore_rng_state(kept)
     assert torch.equal(torch.rand(3), first)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_save_behind_a_damaged_checkpoint_stays(tmp_path, keep):
+    """A run that went back behind it would otherwise lose each checkpoint as it is written."""
+    store = CheckpointStore(tmp_path, keep=keep)
+    store.save(10, state(1.0))
+    damage(store.save(20, state(2.0)) / "state.json", "empty")
+    store.save(15, state(3.0))
+    found, faults = store.load_newest()
+    assert (found["weights"]["a"][0, 0], faults) == (3, [])

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 import textwrap
@@ -43,7 +42,6 @@ def torchrun(program, tmp_path, *, expect=0):
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
     )
     assert (done.returncode == 0) == (expect == 0), done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -63,13 +61,29 @@ def test_ranks_that_differ_are_found_at_the_start(tmp_path):
             try:
                 check_ranks_agree(torch.nn.Linear(2, 2), {"lr": 0.1}, world)
             except Exception as error:
-                print("weights:", error)
+                print(f"weights: {error}")
             try:
                 check_ranks_agree(same, {"lr": world.rank}, world)
             except Exception as error:
-                print("settings:", error)
+                print(f"settings: {error}")
         """,
         tmp_path,
     )
     assert output.count("weights: ranks [1] differ from rank 0") == 2
     assert output.count("settings: ranks [1] differ from rank 0") == 2
+
+
+def test_one_program_can_join_again_and_again(tmp_path):
+    """A second group would find the first one's addresses in the launcher's store."""
+    output = torchrun(
+        """
+        import torch
+        from limbeck.engine.distributed import process_group, sum_over_ranks
+        for run in range(3):
+            with process_group("cpu") as world:
+                total = sum_over_ranks(torch.tensor(float(world.rank + 1)), world)
+            print(f"run {run}: {total.item()}")
+        """,
+        tmp_path,
+    )
+    assert [output.count(f"run {run}: 3.0") for run in range(3)] == [2, 2, 2]

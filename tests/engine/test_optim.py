@@ -89,9 +89,7 @@ def test_resting_parameters_are_not_the_optimisers():
     assert [p is network.weight for g in groups for p in g["params"]] == [True]
 
 
-@pytest.mark.parametrize(
-    ("opt", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)]
-)
+@pytest.mark.parametrize(("opt", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
 def test_the_names_are_torchs_own(opt, kind):
     optimizer = build_optimizer([nn.Linear(2, 2)], OptimConfig(opt=opt, lr=0.3))
     assert type(optimizer) is kind

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from limbeck.core.errors import RunFolderError
 from limbeck.engine.recorder import Recorder, RunningMeans, SilentObserver
 
 ROW = {
@@ -70,3 +71,8 @@ def test_without_a_folder_only_the_observer_hears():
     recorder.close()
     assert heard == [ROW]
     assert recorder.offset() == 0
+
+
+def test_rows_that_were_lost_are_not_filled_with_zeros(tmp_path):
+    with pytest.raises(RunFolderError, match="has 0 bytes and had 100"):
+        Recorder(tmp_path, SilentObserver(), offset=100)

@@ -6,6 +6,7 @@ from torch import nn
 
 from limbeck.core.errors import NonFiniteError
 from limbeck.core.types import LossTerms, Progress
+from limbeck.engine.checkpoint import CheckpointStore
 from limbeck.engine.config import TrainConfig
 from limbeck.engine.optim import OptimConfig, ScheduleConfig, build_optimizer, build_scheduler
 from limbeck.engine.step import FiniteGuard, Stepper
@@ -74,8 +75,7 @@ def test_clipping_limits_the_step(learner, teacher, small):
     stepper.optimizer.param_groups[0]["weight_decay"] = 0.0
     stepper.step(batch, teacher(batch.image), Progress(), share=1.0, update=True)
     moved = sum(
-        (value - before[name]).square().sum()
-        for name, value in learner.student.named_parameters()
+        (value - before[name]).square().sum() for name, value in learner.student.named_parameters()
     )
     assert 0 < moved.sqrt() <= 0.1 * 1e-4 * 1.001
 
@@ -93,7 +93,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_and_names_the_batch(
     stepper = stepper_of(learner)
     batch = poison(small.make_batch(), where)
     before = {name: p.detach().clone() for name, p in learner.named_parameters()}
-    with pytest.raises(NonFiniteError, match=r"ce, near is not finite at step 17.*40, 41") as caught:
+    with pytest.raises(
+        NonFiniteError, match=r"ce, near is not finite at step 17.*40, 41"
+    ) as caught:
         stepper.step(batch, teacher(batch.image), Progress(step=17), share=1.0, update=True)
     assert isinstance(caught.value, FloatingPointError)
     assert all(torch.equal(p, before[name]) for name, p in learner.named_parameters())
@@ -174,3 +176,72 @@ def test_a_saved_step_continues_exactly(learner, teacher, small, config):
         three.step(batch, teacher(batch.image), Progress(), share=1.0, update=True)
     assert equal(weights(one.evaluated), weights(three.evaluated))
     assert equal(weights(one.learner), weights(three.learner))
+
+
+def test_a_fault_in_an_accumulated_batch_names_that_batch(learner, teacher, small):
+    stepper = stepper_of(learner, grad_accum_steps=2)
+    batch = poison(small.make_batch(), "nan")
+    with pytest.raises(NonFiniteError, match=r"ce, near is not finite at step 4 .*40, 41"):
+        stepper.step(batch, teacher(batch.image), Progress(step=4), share=0.5, update=False)
+
+
+def test_float16_skips_an_infinite_gradient_and_warns_of_nothing(learner, teacher, small):
+    learner.method.adapter.weight.register_hook(lambda g: g * float("inf"))
+    batch = small.make_batch()
+    stepper = stepper_of(learner, amp_dtype="float16")
+    before = {name: p.detach().clone() for name, p in learner.named_parameters()}
+    scale = stepper.scaler.get_scale()
+    stepper.step(batch, teacher(batch.image), Progress(), share=1.0, update=True)
+    assert stepper.scaler.get_scale() == scale / 2
+    assert all(torch.equal(p, before[name]) for name, p in learner.named_parameters())
+
+
+def test_float16_does_not_skip_for_ever(learner, teacher, small):
+    """A gradient that no scale makes finite would leave the weights as they are, in silence."""
+    learner.method.adapter.weight.register_hook(lambda g: g * float("nan"))
+    batch = small.make_batch()
+    stepper = stepper_of(learner, amp_dtype="float16")
+
+    def train():
+        for step in range(100):
+            stepper.step(batch, teacher(batch.image), Progress(step=step), share=1.0, update=True)
+
+    with pytest.raises(NonFiniteError, match="gradient is not finite at step 24 "):
+        train()
+
+
+SCHEDULES = [
+    {"sched": "multistep", "decay_epochs": (3, 4), "warmup_epochs": 2},
+    {"sched": "multistep", "decay_epochs": (1, 5)},
+    {"sched": "cosine", "warmup_epochs": 1.5},
+    {"sched": "constant", "warmup_epochs": 1},
+    {"sched": "onecycle"},
+]
+
+
+@pytest.mark.parametrize("settings", SCHEDULES, ids=str)
+def test_a_schedule_continues_from_a_checkpoint_at_any_step(learner, tmp_path, settings):
+    schedule = ScheduleConfig(epochs=6, **settings)
+
+    def make():
+        optimizer = build_optimizer([learner], OptimConfig(lr=0.1))
+        scheduler = build_scheduler(optimizer, schedule, updates_per_epoch=3)
+        return Stepper(learner, learner, optimizer, scheduler, TrainConfig(), device=CPU)
+
+    def rates(stepper, count):
+        found = []
+        for _ in range(count):
+            found.append(stepper.optimizer.param_groups[0]["lr"])
+            stepper.optimizer.step()
+            stepper.scheduler.step()
+        return found
+
+    whole = rates(make(), 18)
+    store = CheckpointStore(tmp_path)
+    for stop in range(1, 18):
+        first = make()
+        begun = rates(first, stop)
+        store.save(stop, first.state())
+        again = make()
+        again.load_state(store.load_newest()[0])
+        assert begun + rates(again, 18 - stop) == whole

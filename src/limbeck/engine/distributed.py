@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -18,7 +19,14 @@ from torch import Tensor, nn
 from limbeck.core.errors import DeviceError, LimbeckError
 from limbeck.teacher import state_hash
 
-__all__ = ["World", "check_ranks_agree", "pick_device", "process_group", "sum_over_ranks"]
+__all__ = [
+    "World",
+    "check_ranks_agree",
+    "pick_device",
+    "process_group",
+    "share_buffers",
+    "sum_over_ranks",
+]
 
 _TIMEOUT = timedelta(minutes=10)  # torch's default of 30 hides a dead rank for too long
 
@@ -45,20 +53,26 @@ class World:
 
 @contextmanager
 def process_group(device_type: str) -> Iterator[World]:
-    """The world that torchrun set up in the environment, joined; or a world of one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield World()
-        return
-    world = World(
-        rank=int(os.environ["RANK"]),
-        size=int(os.environ["WORLD_SIZE"]),
+    """The world that torchrun set up in the environment, joined; or a world of one.
+
+    Once joined it stays, for further runs of this program: joining anew reads addresses that the
+    first group left in torchrun's store, and fails or hangs. A group that the caller made is used
+    as it is.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            yield World()
+            return
+        if device_type == "cuda":  # or NCCL would gather objects on the first GPU, for all ranks
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=_TIMEOUT)
+        atexit.register(dist.destroy_process_group)
+    dist.barrier()  # what a process looks up before, no other has changed meanwhile
+    yield World(
+        rank=dist.get_rank(),
+        size=dist.get_world_size(),
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
     )
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=_TIMEOUT)
-    try:
-        yield world
-    finally:
-        dist.destroy_process_group()
 
 
 def pick_device(asked: str, *, local_rank: int = 0) -> torch.device:
@@ -89,6 +103,17 @@ def sum_over_ranks(values: Tensor, world: World) -> Tensor:
     if world.size > 1:
         dist.all_reduce(values)
     return values
+
+
+def share_buffers(network: nn.Module, world: World) -> None:
+    """Give every process rank 0's buffers.
+
+    In training each process moves its own batch-norm statistics; what is judged must be one
+    network, and the one that is saved.
+    """
+    if world.size > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def check_ranks_agree(learner: nn.Module, settings: dict[str, Any], world: World) -> None:

@@ -1,21 +1,20 @@
-"""Judge a network on a split: accuracy and loss over every image once, all ranks together."""
+"""Judge networks on a split: accuracy and loss over every image once, all ranks together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 
 from limbeck.core.types import Batch
 from limbeck.engine.config import TrainConfig
-from limbeck.engine.distributed import World, sum_over_ranks
+from limbeck.engine.distributed import World, share_buffers, sum_over_ranks
 from limbeck.metrics.accuracy import ClassificationTotals
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "evaluate_together"]
 
 
-@torch.no_grad()
 def evaluate(
     network: nn.Module,
     batches: Iterable[Batch],
@@ -35,17 +34,38 @@ def evaluate(
         device: where the network is.
         world: the processes whose shares are added up.
     """
-    was_training = network.training
-    network.eval()
-    totals = ClassificationTotals()
+    networks = {"": network}
+    return evaluate_together(networks, batches, config=config, device=device, world=world)[""]
+
+
+@torch.no_grad()
+def evaluate_together(
+    networks: Mapping[str, nn.Module],
+    batches: Iterable[Batch],
+    *,
+    config: TrainConfig,
+    device: torch.device,
+    world: World | None = None,
+) -> dict[str, dict[str, float]]:
+    """What :func:`evaluate` gives, of several networks by name, reading every image once."""
+    world = world or World()
+    modes = [(part, part.training) for network in networks.values() for part in network.modules()]
+    totals = {name: ClassificationTotals() for name in networks}
     try:
+        for network in networks.values():
+            network.eval()
+            share_buffers(network, world)
         for batch in batches:
             moved = batch.to(device, memory_format=config.memory_format)
-            with config.autocast(device):
-                logits = network(moved.image)
-            totals.add(logits, moved.label)
+            for name, network in networks.items():
+                with config.autocast(device):
+                    logits = network(moved.image)
+                totals[name].add(logits, moved.label)
     finally:
-        network.train(was_training)
-    world = world or World()
-    summed = sum_over_ranks(totals.as_tensor().to(device), world)
-    return ClassificationTotals.from_tensor(summed, num_ranks=world.size).result()
+        for part, training in modes:
+            part.training = training
+    found = {}
+    for name, counted in totals.items():
+        summed = sum_over_ranks(counted.as_tensor().to(device), world)
+        found[name] = ClassificationTotals.from_tensor(summed, num_ranks=world.size).result()
+    return found

@@ -28,7 +28,7 @@ from limbeck.engine.recorder import Recorder, RunningMeans
 from limbeck.engine.step import Stepper
 from limbeck.teacher import Teacher
 
-__all__ = ["BestWeights", "Interruption", "InterruptedRun", "Loader", "StageLoop"]
+__all__ = ["BestWeights", "InterruptedRun", "Interruption", "Loader", "StageLoop"]
 
 _GUARD_STEPS = 50  # how often a GPU is asked whether something was not finite
 _STOP_STEPS = 20  # how often several ranks agree on whether to stop
@@ -204,7 +204,9 @@ class StageLoop:
             self._finish_epoch(epoch)
             stop = self._stop_asked(0)
             by_time = time.monotonic() - saved > self.config.checkpoint_seconds
-            if stop is not None or by_time or self.config.checkpoint_steps is not None:
+            # Always after the last one: what follows may fail, and the training is done.
+            last = epoch + 1 == self.schedule.epochs
+            if last or stop is not None or by_time or self.config.checkpoint_steps is not None:
                 self._save_now()
                 saved = time.monotonic()
             if stop is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -99,13 +99,14 @@ class ScheduleConfig(Settings):
 
 def build_optimizer(modules: Iterable[nn.Module], config: OptimConfig) -> torch.optim.Optimizer:
     """A torch optimiser over every parameter of ``modules`` that takes a gradient."""
-    decayed, exempt = [], []
+    decayed: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
     for module in modules:
         for parameter in module.parameters():
             if parameter.requires_grad:
                 spared = parameter.ndim < 2 and not config.decay_norm_and_bias
                 (exempt if spared else decayed).append(parameter)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": parameters, "weight_decay": decay}
         for parameters, decay in ((decayed, config.weight_decay), (exempt, 0.0))
         if parameters

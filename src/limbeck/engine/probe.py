@@ -20,7 +20,7 @@ from limbeck.features import ObservedNetwork
 from limbeck.methods.base import Method, Probe, Stage
 from limbeck.teacher import Teacher
 
-__all__ = ["build_learner", "check_fit", "freeze_idle"]
+__all__ = ["build_learner", "check_fit", "dry_forward", "freeze_idle"]
 
 
 @contextmanager
@@ -104,8 +104,10 @@ def build_learner(
     try:
         with _untouched(student, seed=key), torch.no_grad():
             student.train()
-            student_outputs = _run("student", observed, batch)
-            teacher_outputs = NO_TEACHER if teacher is None else _run("teacher", teacher, batch)
+            student_outputs = dry_forward("student", observed, batch)
+            teacher_outputs = (
+                NO_TEACHER if teacher is None else dry_forward("teacher", teacher, batch)
+            )
             check_fit(student_outputs, teacher_outputs, num_classes=num_classes)
             torch.manual_seed(key)
             probe = Probe(
@@ -122,8 +124,12 @@ def build_learner(
     return Learner(student, method, normalization=normalization).to(device)
 
 
-def _run(whose: str, network: nn.Module, batch: Batch) -> Outputs:
-    """Forward one batch, and say whose network failed where it fails."""
+def dry_forward(whose: str, network: nn.Module, batch: Batch) -> Outputs:
+    """Forward one batch, and say whose network failed where it fails.
+
+    Raises:
+        ModelError: if the network cannot take the images.
+    """
     image = batch.image
     if whose == "teacher" and batch.teacher_image is not None:
         image = batch.teacher_image

@@ -80,25 +80,37 @@ class Recorder:
         observer: told of every row as well.
         offset: bytes of metrics.jsonl that count; what follows was written after the checkpoint
             that the run resumes from, and is cut off.
-        step: first global step to come, for TensorBoard's own way of cutting.
+        step: the first to come, counted from 1 over all stages, for TensorBoard's own way of
+            cutting.
+
+    Attributes:
+        first_step: steps of the stages before this one; TensorBoard counts over all stages.
+
+    Raises:
+        RunFolderError: if metrics.jsonl has lost rows since that checkpoint.
     """
 
     def __init__(
-        self, folder: Path | None, observer: Observer, *, offset: int = 0, step: int = 0
+        self, folder: Path | None, observer: Observer, *, offset: int = 0, step: int = 1
     ) -> None:
         self.observer = observer
+        self.first_step = 0
         self._path = None if folder is None else folder / "metrics.jsonl"
         self._events: Any = None
         if self._path is not None and folder is not None:
             with self._path.open("ab") as file:
+                size = file.tell()
+                if size < offset:
+                    raise RunFolderError(
+                        f"{self._path} has {size} bytes and had {offset} when the checkpoint was "
+                        "taken; put it back as it was, or start again in a new folder"
+                    )
                 file.truncate(offset)
             with warnings.catch_warnings():  # tensorboard's own imports warn of their future
                 warnings.simplefilter("ignore")
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._events = SummaryWriter(  # type: ignore[no-untyped-call]
-                    str(folder), purge_step=step or None
-                )
+                self._events = SummaryWriter(str(folder), purge_step=step)
 
     def offset(self) -> int:
         """Bytes of metrics.jsonl so far, on disk for certain."""
@@ -118,10 +130,11 @@ class Recorder:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise RunFolderError(f"{self._path} could not be written: {error}") from None
+        step = self.first_step + row["step"]
         for group in ("train", "val"):
             for name, value in (row.get(group) or {}).items():
-                self._events.add_scalar(f"{row['stage']}/{group}/{name}", value, row["step"])
-        self._events.add_scalar(f"{row['stage']}/lr", row["lr"], row["step"])
+                self._events.add_scalar(f"{row['stage']}/{group}/{name}", value, step)
+        self._events.add_scalar(f"{row['stage']}/lr", row["lr"], step)
 
     def close(self) -> None:
         """Flush and close the event file."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from limbeck.core.errors import NonFiniteError
@@ -17,6 +18,8 @@ from limbeck.engine.config import TrainConfig
 from limbeck.engine.learner import Learner
 
 __all__ = ["FiniteGuard", "Stepper"]
+
+_MOST_SKIPS = 24  # updates in a row; the float16 scaler's 2**16 has then shrunk to 2**-8
 
 
 class FiniteGuard:
@@ -113,18 +116,23 @@ class Stepper:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp_dtype == "float16")
         self.guard = FiniteGuard(device)
+        if self.scaler.is_enabled():
+            # It may skip the first update; the schedule counts that one too, as it should, and
+            # torch would warn of an order of calls that is right.
+            optimizer._opt_called = True  # type: ignore[attr-defined]
+        self._skips = torch.zeros((), dtype=torch.int64, device=device)
         self.average = None
         if config.model_ema_decay is not None:
-            self.average = AveragedModel(
-                learner, multi_avg_fn=get_ema_multi_avg_fn(config.model_ema_decay), use_buffers=True
-            )
+            averaging = get_ema_multi_avg_fn(config.model_ema_decay)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(learner, multi_avg_fn=averaging, use_buffers=True)
 
     @property
     def evaluated(self) -> Learner:
         """The learner whose student is judged and exported: the average where there is one."""
         if self.average is None:
             return self.learner
-        averaged: Learner = self.average.module
+        averaged = self.average.module
+        assert isinstance(averaged, Learner)
         return averaged
 
     def step(
@@ -150,17 +158,23 @@ class Stepper:
         with wait:
             with self.config.autocast(self.device):
                 terms: LossTerms = self.wrapped(batch, teacher, progress).terms
-            self.scaler.scale(terms.total * share).backward()
+            self.scaler.scale(terms.total * share).backward()  # type: ignore[no-untyped-call]
         if update:
             self._update(terms, batch, progress)
+        else:  # now, while batch and terms are still those of the fault
+            self.guard.see(terms, torch.zeros_like(terms.total), batch, progress)
         return terms
 
     def _update(self, terms: LossTerms, batch: Batch, progress: Progress) -> None:
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        # Under float16 an infinite gradient is the scaler's ordinary business: it skips the update.
-        checked = torch.zeros_like(norm) if self.scaler.is_enabled() else norm
+        checked = norm
+        if self.scaler.is_enabled():
+            # An infinite gradient is the scaler's ordinary business: it skips the update and
+            # lowers its scale. Where that does not help, the gradient itself is at fault.
+            self._skips = torch.where(torch.isfinite(norm), 0, self._skips + 1)
+            checked = torch.where(self._skips > _MOST_SKIPS, norm, torch.zeros_like(norm))
         self.guard.see(terms, checked, batch, progress)
         if self.clip_grad is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad, norm)
@@ -189,6 +203,9 @@ class Stepper:
         self.learner.load_state_dict(state["learner"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        for scheduler in (self.scheduler, *getattr(self.scheduler, "_schedulers", ())):
+            if isinstance(scheduler, MultiStepLR):  # at the end of a warm-up it counts on a Counter
+                scheduler.milestones = Counter(scheduler.milestones)
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

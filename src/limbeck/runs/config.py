@@ -1,0 +1,152 @@
+"""The settings of a whole run: what ``config.json`` holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Self
+
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from limbeck.core.normalization import Normalization
+from limbeck.core.settings import Settings
+from limbeck.data.config import DataConfig
+from limbeck.engine.config import TrainConfig
+from limbeck.engine.optim import OptimConfig, ScheduleConfig
+from limbeck.methods import find_method
+from limbeck.methods.base import MethodConfig, Stage
+
+__all__ = ["RunConfig", "StudentConfig", "TeacherConfig"]
+
+
+class StudentConfig(Settings):
+    """The network that learns.
+
+    Attributes:
+        name: a model's name; ``file.py:function`` where the user names it; ``python:CLASS``
+            stands for a module passed in Python.
+        initial_checkpoint: weights to start from, of exactly this network.
+        normalization: its own; None takes the data's.
+    """
+
+    name: str
+    initial_checkpoint: str | None = None
+    normalization: Normalization | None = None
+
+
+class TeacherConfig(Settings):
+    """The network that teaches: a finished run, or a model and its weights.
+
+    Attributes:
+        run: the folder of a finished run, whose student becomes the teacher.
+        name: a model's name; ``python:CLASS`` stands for a module passed in Python.
+        checkpoint: the weights of ``name``.
+        normalization: its own; None takes the run's, or the data's.
+    """
+
+    run: str | None = None
+    name: str | None = None
+    checkpoint: str | None = None
+    normalization: Normalization | None = None
+
+    @model_validator(mode="after")
+    def _weights_are_known(self) -> Self:
+        if (self.run is None) == (self.name is None):
+            raise ValueError("give either run, or name and checkpoint")
+        passed_in = self.name is not None and self.name.startswith("python:")
+        if self.name is not None and self.checkpoint is None and not passed_in:
+            raise ValueError(
+                f"teacher {self.name!r} needs its weights (--teacher-checkpoint FILE): a random "
+                "teacher teaches nothing"
+            )
+        return self
+
+
+class RunConfig(Settings):
+    """Everything a run depends on; the same settings and seed give the same run.
+
+    Attributes:
+        seed: of the students' initial weights, the order, the augmentation, and the splits
+            where they have no seed of their own.
+        data: source, splits, labels, augmentation.
+        student: the network that learns.
+        teacher: the network that teaches; None for a method without one.
+        method: its ``name`` and settings.
+        optim: optimiser.
+        schedule: epochs and learning rate.
+        train: batch, precision, device, checkpoints.
+    """
+
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    student: StudentConfig
+    teacher: TeacherConfig | None = None
+    method: dict[str, JsonValue] = Field({"name": "kd"})
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+
+    @field_validator("method", mode="after")
+    @classmethod
+    def _method_is_known(cls, method: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        settings = dict(method)
+        name = settings.pop("name", None)
+        if not isinstance(name, str):
+            # pydantic takes a ValueError alone
+            raise ValueError("needs the method's name, as in {'name': 'kd'}")  # noqa: TRY004
+        try:
+            config = find_method(name).config.read(settings)
+        except KeyError as error:
+            raise ValueError(str(error)) from None
+        return {"name": name, **config.plain()}
+
+    @model_validator(mode="after")
+    def _teacher_matches_method(self) -> Self:
+        needed = any(stage.method.needs(stage.config).teacher for stage in self.stages())
+        if needed and self.teacher is None:
+            raise ValueError(f"method {self.method_name!r} needs a teacher (--teacher)")
+        if not needed and self.teacher is not None:
+            raise ValueError(
+                f"method {self.method_name!r} uses no teacher; leave the teacher out, or choose a "
+                "method that has one (`limbeck methods`)"
+            )
+        if self.schedule.epochs < len(self.stages()):
+            raise ValueError(
+                f"method {self.method_name!r} has {len(self.stages())} stages and needs at least "
+                f"as many epochs; got {self.schedule.epochs}"
+            )
+        return self
+
+    @property
+    def method_name(self) -> str:
+        """The row of the table of methods."""
+        return str(self.method["name"])
+
+    @property
+    def method_config(self) -> MethodConfig:
+        """The method's own settings."""
+        settings = {key: value for key, value in self.method.items() if key != "name"}
+        return find_method(self.method_name).config.read(settings)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The run's stages, in order."""
+        return find_method(self.method_name).stages(self.method_config)
+
+    def stage_epochs(self) -> tuple[int, ...]:
+        """Whole epochs of each stage: by share, at least one each, adding up to all."""
+        stages = self.stages()
+        epochs, left = [], self.schedule.epochs
+        for position, stage in enumerate(stages[:-1]):
+            behind = len(stages) - 1 - position
+            wanted = max(1, round(stage.share * self.schedule.epochs))
+            epochs.append(min(wanted, left - behind))
+            left -= epochs[-1]
+        return (*epochs, left)
+
+    def hash(self) -> str:
+        """SHA-256 of the settings, as hex; device and checkpoint times do not count."""
+        values: dict[str, Any] = self.plain()
+        for name in ("device", "workers", "checkpoint_steps", "checkpoint_seconds"):
+            del values["train"][name]
+        del values["train"]["checkpoint_hist"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,648 @@
+"""Carry out a run, from its settings to its summary; continue one that was interrupted."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck._version import __version__
+from limbeck.core.errors import ModelError, RunFolderError, TeacherChangedError
+from limbeck.core.normalization import Normalize
+from limbeck.core.types import Batch, Outputs, keyed_generator
+from limbeck.data import DataBundle, ImageSource, TrainLoader, build_data, eval_batches
+from limbeck.engine.checkpoint import CheckpointStore
+from limbeck.engine.distributed import World, check_ranks_agree, pick_device, process_group
+from limbeck.engine.evaluate import evaluate_together
+from limbeck.engine.learner import NO_TEACHER, Learner
+from limbeck.engine.loop import Interruption, StageLoop
+from limbeck.engine.optim import ScheduleConfig
+from limbeck.engine.probe import build_learner, check_fit, dry_forward, freeze_idle
+from limbeck.engine.recorder import Observer, Recorder, SilentObserver
+from limbeck.methods.base import Method, Stage
+from limbeck.models import save_weights, summarise
+from limbeck.runs.config import RunConfig
+from limbeck.runs.folder import RunFolder, describe_environment
+from limbeck.runs.networks import NamedNetwork, StudentCard, build_student, build_teacher
+from limbeck.runs.summary import EpochResult, RunSummary, TestResult, read_summary
+from limbeck.teacher import Teacher, state_hash
+
+__all__ = ["Parts", "Rehearsal", "execute", "prepare_parts", "rehearse", "resume"]
+
+_DRY_IMAGES = 8  # enough for batch statistics and pairs, little enough to cost nothing
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What settings name, made: data and networks.
+
+    Attributes:
+        data: splits in place.
+        student: fresh.
+        teacher: with its weights; None where the method has none.
+    """
+
+    data: DataBundle
+    student: NamedNetwork
+    teacher: NamedNetwork | None
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a dry run found.
+
+    Attributes:
+        settings: resolved.
+        counts: images per split and class.
+        stages: per stage: name, epochs, steps, names of idle parameters.
+        notices: what is worth saying.
+        seconds_per_step: of one whole training batch, measured.
+        estimated_seconds: of the whole training at that speed, without evaluation.
+        peak_memory_bytes: of one whole training batch: device memory on CUDA, else the
+            process's largest resident size.
+    """
+
+    settings: dict[str, Any]
+    counts: dict[str, dict[str, int]]
+    stages: tuple[dict[str, Any], ...]
+    notices: tuple[str, ...]
+    seconds_per_step: float
+    estimated_seconds: float
+    peak_memory_bytes: int
+
+
+def prepare_parts(config: RunConfig, *, typed: Collection[str] = ()) -> Parts:
+    """Data and networks of a run.
+
+    Args:
+        config: the run.
+        typed: names that the user gave here and now. Only among these may be a name that runs
+            code, ``file.py:function``; in a settings file or a checkpoint it is refused.
+    """
+    data = build_data(config.data, seed=config.seed)
+    student = build_student(config.student, data, seed=config.seed, typed=typed)
+    teacher = None
+    if config.teacher is not None:
+        teacher = build_teacher(config.teacher, data, typed=typed)
+    return Parts(data, student, teacher)
+
+
+def execute(
+    config: RunConfig, output: str | Path, parts: Parts, *, observer: Observer | None = None
+) -> RunSummary:
+    """Train every stage, judge the student, write the run folder.
+
+    Args:
+        config: the run.
+        output: its folder; must not hold anything yet.
+        parts: made for ``config``; the student is trained in place.
+        observer: who is told of progress.
+
+    Raises:
+        LimbeckError: for anything the caller can mend; before training starts, nothing is left
+            behind.
+        InterruptedRun: after Ctrl-C or SIGTERM, with the state saved.
+    """
+    folder = RunFolder(output)
+    with _session(config, parts, observer) as session, ExitStack() as stack:
+        if session.world.is_main:
+            folder.check_free()
+        session.open_teacher()
+        session.check_later_stages()
+        session.enter_stage(0)  # whatever does not fit fails here, before there is a folder
+        if session.world.is_main:
+            stack.enter_context(folder.created())
+            folder.write_json(
+                folder.path / "environment.json", describe_environment(session.device)
+            )
+            folder.write_json(folder.config, config.plain())
+        return session.train(folder)
+
+
+def resume(
+    output: str | Path, parts: Parts, config: RunConfig, *, observer: Observer | None = None
+) -> RunSummary:
+    """Continue an interrupted run from its newest whole checkpoint, to the same end.
+
+    A finished run stays as it is, and so does the student that was passed in.
+
+    Raises:
+        RunFolderError: if the folder holds no run, a run is working in it, or it began with
+            other data.
+        CheckpointError: if checkpoints were written and none of them is whole.
+        TeacherChangedError: if the run began with another teacher.
+    """
+    folder = RunFolder(output)
+    if not folder.config.exists():
+        raise RunFolderError(f"{folder.path} holds no run to continue; start one there instead")
+    if folder.summary.exists():
+        found = read_summary(output)
+        teacher = None if parts.teacher is None else state_hash(parts.teacher.network)
+        _check_same_inputs(folder, found.plain(), parts.data.fingerprint(), teacher)
+        return found
+    with _session(config, parts, observer) as session, ExitStack() as stack:
+        if session.world.is_main:
+            stack.enter_context(folder.locked())
+        state: dict[str, Any] | None = None
+        store = CheckpointStore(folder.checkpoints)
+        if store.paths():
+            state, faults = store.load_newest()
+            for fault in faults:
+                session.note(f"{fault}; continuing from the checkpoint before it")
+        else:
+            session.note("no checkpoint yet; starting from the beginning")
+        session.open_teacher()
+        if state is not None:
+            _check_same_inputs(folder, state, session.data_hash, session.teacher_hash)
+            if state["loop"]["threads"] != torch.get_num_threads():
+                session.note(
+                    f"the run used {state['loop']['threads']} threads, now there are "
+                    f"{torch.get_num_threads()}: the result will differ in the last digits"
+                )
+        if state is None:
+            session.enter_stage(0)
+        else:  # what `prepare` found is in the checkpoint
+            session.enter_stage(state["stage"], prepare=False)
+        return session.train(folder, state)
+
+
+def rehearse(config: RunConfig, parts: Parts, output: str | Path) -> Rehearsal:
+    """Everything but training: one whole batch through every stage, and the write test."""
+    RunFolder(output).check_free()
+    with _session(config, parts, None) as session:
+        session.open_teacher()
+        return session.rehearse()
+
+
+@contextmanager
+def _session(config: RunConfig, parts: Parts, observer: Observer | None) -> Iterator[_Session]:
+    """One sitting of a run; the caller's random streams are put back afterwards."""
+    kind = pick_device(config.train.device).type
+    with process_group(kind) as world, torch.random.fork_rng():
+        torch.manual_seed(keyed_generator(config.seed, "run", world.rank).initial_seed())
+        session = _Session(config, parts, observer or SilentObserver(), world)
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+class _Session:
+    """One sitting of a run: its device, its networks there, the stage it is in."""
+
+    def __init__(self, config: RunConfig, parts: Parts, observer: Observer, world: World) -> None:
+        self.config = config
+        self.parts = parts
+        self.world = world
+        self.observer = observer if world.is_main else SilentObserver()
+        self.device = pick_device(config.train.device, local_rank=world.local_rank)
+        self.notices: list[str] = []
+        self.stages = config.stages()
+        self.stage_epochs = config.stage_epochs()
+        self.student = self._place(parts.student.network)
+        self.trainable = {n: p.requires_grad for n, p in self.student.named_parameters()}
+        self.data_hash = parts.data.fingerprint()
+        self.loader = self._make_loader()
+        self._taps = ExitStack()  # hooks on the two networks
+        self.teacher_hash: str | None = None
+        self.teacher_val: dict[str, float] | None = None
+        self.stage_index = 0
+        self.teacher: Teacher | None = None
+        self.learner: Learner
+        for note in parts.data.notes:
+            self.note(note)
+
+    def close(self) -> None:
+        """Leave the networks, which are the caller's, without hooks and compiled code."""
+        self._taps.close()
+        for name, parameter in self.student.named_parameters():
+            parameter.requires_grad_(self.trainable[name])
+        self.student._compiled_call_impl = None
+        if self.parts.teacher is not None:
+            self.parts.teacher.network._compiled_call_impl = None
+
+    def _place(self, network: nn.Module) -> nn.Module:
+        return network.to(self.device).to(memory_format=self.config.train.memory_format)
+
+    def note(self, message: str) -> None:
+        """Say it now, and in the summary."""
+        self.notices.append(message)
+        self.observer.note(message)
+
+    # -- teacher ---------------------------------------------------------------------------
+
+    def open_teacher(self) -> None:
+        """Move the teacher to the device, seal it, and say how good it is."""
+        named = self.parts.teacher
+        if named is None:
+            return
+        _check_apart(self.parts.student.network, named.network)
+        network = self._place(named.network)
+        teacher = Teacher(network, normalization=named.normalization).to(self.device)  # frozen now
+        self.teacher_hash = state_hash(network)
+        outputs = dry_forward("teacher", teacher, self._dry_batch(_DRY_IMAGES))
+        check_fit(Outputs(), outputs, num_classes=self.parts.data.num_classes)
+        split = self.parts.data.val
+        if split is None:
+            self.note("no validation split: the teacher's accuracy is not checked before training")
+            return
+        self.teacher_val = self._judge({"teacher": named}, split)["teacher"]
+        top1, classes = self.teacher_val["top1"], self.parts.data.num_classes
+        self.note(f"teacher {named.name}: {top1:.2%} on validation ({len(split)} images)")
+        # Three standard errors above guessing.
+        chance = 1 / classes
+        if top1 < chance + 3 * math.sqrt(chance * (1 - chance) / len(split)):
+            self.note(
+                f"warning: the teacher is hardly better than guessing ({chance:.2%}); are these "
+                "its weights, its normalisation and its classes?"
+            )
+
+    def _judge(
+        self, networks: Mapping[str, NamedNetwork], split: ImageSource
+    ) -> dict[str, dict[str, float]]:
+        """Scores by network; every image is read once for all of them."""
+        return evaluate_together(
+            {
+                name: nn.Sequential(Normalize(named.normalization).to(self.device), named.network)
+                for name, named in networks.items()
+            },
+            self._eval_batches(split)(),
+            config=self.config.train,
+            device=self.device,
+            world=self.world,
+        )
+
+    def _eval_batches(self, split: ImageSource) -> Callable[[], Iterator[Batch]]:
+        return lambda: eval_batches(
+            split,
+            self.config.train.eval_batch_size,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            workers=self.config.train.workers,
+            device=self.device,
+        )
+
+    # -- stages ----------------------------------------------------------------------------
+
+    @property
+    def stage(self) -> Stage:
+        """The stage the session is in."""
+        return self.stages[self.stage_index]
+
+    def check_later_stages(self) -> None:
+        """Build every stage but the first, so that what does not fit is found before training."""
+        for index in range(1, len(self.stages)):
+            self._build_stage(index, prepare=False)
+
+    def enter_stage(self, index: int, *, prepare: bool = True) -> None:
+        """Build the stage's method and learner for the student as it stands, and say of them."""
+        self._build_stage(index, prepare=prepare)
+        stage = self.stage
+        for whose, tap in (
+            ("student", self.learner.observed.tap),
+            ("teacher", None if self.teacher is None else self.teacher.observed.tap),
+        ):
+            for asked, address in (tap.addresses if tap is not None else {}).items():
+                meant = "" if asked == address else f" = {address}"
+                self.note(f"stage {stage.name}: reads {whose} layer {asked}{meant}")
+        if self.idle:
+            shown = ", ".join(self.idle[:4]) + (", ..." if len(self.idle) > 4 else "")
+            self.note(
+                f"stage {stage.name}: {len(self.idle)} parameters receive no gradient and rest: "
+                f"{shown}"
+            )
+        if self.config.train.torchcompile:
+            self._compile(stopped=stage.method.needs(stage.config).stop_student)
+
+    def _build_stage(self, index: int, *, prepare: bool) -> None:
+        self.stage_index = index
+        stage = self.stage
+        needs = stage.method.needs(stage.config)
+        for name, parameter in self.student.named_parameters():
+            parameter.requires_grad_(self.trainable[name])
+        self._taps.close()
+        self.loader = self._make_loader(needs.views)
+        named = self.parts.teacher
+        self.teacher = None
+        if named is not None and needs.teacher:
+            self.teacher = Teacher(
+                named.network,
+                normalization=named.normalization,
+                layers=needs.teacher_layers,
+                classifier=needs.teacher_classifier,
+            ).to(self.device)
+            self._taps.callback(self.teacher.observed.tap.close)
+        data = self.parts.data
+        batch = self._dry_batch(_DRY_IMAGES, needs.views)
+        self.learner = build_learner(
+            stage,
+            self.student,
+            self.teacher,
+            batch,
+            normalization=self.parts.student.normalization,
+            num_images=len(data.train),
+            num_classes=data.num_classes,
+            seed=self.config.seed,
+            prepare=self._prepare if prepare else None,
+        ).to(memory_format=self.config.train.memory_format)
+        self._taps.callback(self.learner.observed.tap.close)
+        epochs = self.stage_epochs[index]
+        teacher_outputs = NO_TEACHER
+        if self.teacher is not None:
+            teacher_outputs = self.teacher(batch.image, batch.views)
+        self.idle = freeze_idle(
+            self.learner,
+            teacher_outputs,
+            batch,
+            num_epochs=epochs,
+            num_steps=epochs * self.loader.num_steps,
+            seed=self.config.seed,
+        )
+
+    def _prepare(self, method: Method[Any]) -> None:
+        if self.teacher is None:
+            return
+        # The whole set in every process, so that all of them find the same.
+        whole = self._make_loader(self.loader.views, alone=True)
+        layout = self.config.train.memory_format
+        batches = (b.to(self.device, memory_format=layout) for b in whole.epoch(0))
+        method.prepare(self.teacher, batches)
+
+    def _make_loader(self, views: Sequence[str] = (), *, alone: bool = False) -> TrainLoader:
+        """Training batches of this process, or of the whole set as if it were ``alone``."""
+        return TrainLoader(
+            self.parts.data.train,
+            batch_size=self.config.train.batch_size,
+            seed=self.config.seed,
+            augment=self.config.data.augment,
+            rank=0 if alone else self.world.rank,
+            world_size=1 if alone else self.world.size,
+            workers=self.config.train.workers,
+            views=views,
+            device=self.device,
+        )
+
+    def _compile(self, *, stopped: bool) -> None:
+        """Compile both networks in place; their state dicts keep their names."""
+        import torch._dynamo
+
+        # Hooks set before compiling must fire in the compiled graph, also where another
+        # instance of the same class was compiled without any.
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
+        if self.teacher is not None:
+            self.teacher.network.compile()
+        if stopped:
+            self.note(f"stage {self.stage.name}: its stopped forward pass is not compiled")
+        else:
+            self.student.compile()
+
+    def _dry_batch(self, count: int, views: Sequence[str] = ()) -> Batch:
+        """The first training images as they are; each view shows the same."""
+        source = self.parts.data.train
+        index = torch.arange(min(count, len(source), max(2, self.config.train.batch_size)))
+        first = next(iter(eval_batches(source.subset(index), len(index))))
+        first = dataclasses.replace(first, views=dict.fromkeys(views, first.image))
+        return first.to(self.device, memory_format=self.config.train.memory_format)
+
+    def _loop(
+        self, recorder: Recorder, store: CheckpointStore | None, watch: Interruption
+    ) -> StageLoop:
+        offset = recorder.first_step = self._steps_before()
+
+        def save(step: int, loop: dict[str, Any]) -> None:
+            assert store is not None
+            state = {
+                "stage": self.stage_index,
+                "data_hash": self.data_hash,
+                "teacher_hash": self.teacher_hash,
+                "metrics_bytes": recorder.offset(),
+                "loop": loop,
+                "past": self.past,
+            }
+            store.save(offset + step, state)
+
+        val = self.parts.data.val
+        return StageLoop(
+            name=self.stage.name,
+            learner=self.learner,
+            teacher=self.teacher,
+            loader=self.loader,
+            val_batches=None if val is None else self._eval_batches(val),
+            normalization=self.parts.student.normalization,
+            optim=self.config.optim,
+            schedule=self._stage_schedule(),
+            config=self.config.train,
+            seed=self.config.seed,
+            device=self.device,
+            world=self.world,
+            recorder=recorder,
+            save=None if store is None else save,
+            interruption=watch,
+        )
+
+    def _steps_before(self) -> int:
+        """Steps of the stages before this one."""
+        return sum(self.stage_epochs[: self.stage_index]) * self.loader.num_steps
+
+    def _stage_schedule(self) -> ScheduleConfig:
+        if len(self.stages) == 1 and self.stage.schedule == "run":
+            return self.config.schedule
+        return self.config.schedule.squeezed(
+            self.stage_epochs[self.stage_index], sched=self.stage.schedule
+        )
+
+    # -- the whole -------------------------------------------------------------------------
+
+    def train(self, folder: RunFolder, state: dict[str, Any] | None = None) -> RunSummary:
+        """Every stage from here on, then judge and write."""
+        main = self.world.is_main
+        self.past: dict[str, Any] = {"seconds": 0.0, "images": 0}
+        offset, step = 0, 1
+        if state is not None:
+            self.past = state["past"]
+            offset = state["metrics_bytes"]
+            done = state["loop"]["epoch"] * self.loader.num_steps + state["loop"]["step"]
+            step = self._steps_before() + done + 1
+        recorder = Recorder(folder.path if main else None, self.observer, offset=offset, step=step)
+        store = None
+        if main:
+            store = CheckpointStore(folder.checkpoints, keep=self.config.train.checkpoint_hist)
+        watch = Interruption()
+        try:
+            with watch.watching():
+                for index in range(self.stage_index, len(self.stages)):
+                    if index != self.stage_index:
+                        self.enter_stage(index)
+                    check_ranks_agree(self.learner, self.config.plain(), self.world)
+                    loop = self._loop(recorder, store, watch)
+                    if state is not None:
+                        loop.load_state(state["loop"])
+                        state = None
+                    loop.run()
+                    self.past = {
+                        "seconds": self.past["seconds"] + loop.seconds,
+                        "images": self.past["images"] + loop.images,
+                    }
+        finally:
+            recorder.close()
+        return self._finish(folder, loop)
+
+    def _finish(self, folder: RunFolder, loop: StageLoop) -> RunSummary:
+        data, named = self.parts.data, self.parts.student
+        if loop.stepper.evaluated is not self.learner:  # the average takes the student's place
+            self.learner.load_state_dict(loop.stepper.evaluated.state_dict())
+        self._taps.close()
+        deployed = self.learner.method.deployed(self.student.eval()).eval()
+        deployed._compiled_call_impl = None  # copied, and its layers counted, in eager mode
+        last_weights = {n: v.detach().cpu().clone() for n, v in deployed.state_dict().items()}
+        best = loop.best if loop.best.epoch >= 0 else None
+        test, teacher_test = self._test(deployed, None if best is None else best.weights)
+        if self.parts.teacher is not None and self.teacher_hash is not None:
+            Teacher(self.parts.teacher.network).check_unchanged(self.teacher_hash)
+        shape = summarise(deployed.to("cpu"), data.image_shape)
+        seconds = self.past["seconds"]
+        summary = RunSummary(
+            version=__version__,
+            method=self.config.method_name,
+            seed=self.config.seed,
+            student=named.name,
+            teacher=None if self.parts.teacher is None else self.parts.teacher.name,
+            config_hash=self.config.hash(),
+            data_hash=self.data_hash,
+            student_hash=state_hash(deployed),
+            teacher_hash=self.teacher_hash,
+            num_parameters=shape.num_parameters,
+            num_macs=shape.num_macs,
+            last=EpochResult(epoch=loop.schedule.epochs - 1, val=loop.last or None),
+            best_on_validation=None
+            if best is None
+            else EpochResult(epoch=best.epoch, val=best.metrics),
+            test=test,
+            teacher_val=self.teacher_val,
+            teacher_test=teacher_test,
+            seconds=round(seconds, 3),
+            images_per_second=round(self.past["images"] / max(seconds, 1e-9), 1),
+            notices=tuple(self.notices),
+        )
+        if self.world.is_main:
+            self._write(folder, last_weights, None if best is None else best.weights, summary)
+        return summary
+
+    def _test(
+        self, deployed: nn.Module, best: Mapping[str, Tensor] | None
+    ) -> tuple[TestResult | None, dict[str, float] | None]:
+        """The one reading of the test split: student last and best, and the teacher."""
+        if self.parts.data.test is None:
+            return None, None
+        student = self.parts.student
+        networks = {"last": NamedNetwork(deployed, student.normalization, student.name)}
+        if best is not None:
+            chosen = copy.deepcopy(deployed)
+            chosen.load_state_dict(best)
+            networks["best"] = NamedNetwork(chosen, student.normalization, student.name)
+        if self.parts.teacher is not None:
+            networks["teacher"] = self.parts.teacher
+        scores = self._judge(networks, self.parts.data.test)
+        result = TestResult(last=scores["last"], best_on_validation=scores.get("best"))
+        return result, scores.get("teacher")
+
+    def _write(
+        self,
+        folder: RunFolder,
+        last: Mapping[str, Tensor],
+        best: Mapping[str, Tensor] | None,
+        summary: RunSummary,
+    ) -> None:
+        data, named = self.parts.data, self.parts.student
+        card = StudentCard(
+            model=named.name,
+            num_classes=data.num_classes,
+            in_chans=data.image_shape[0],
+            image_size=data.image_shape[1:],
+            class_names=data.train.class_names,
+            normalization=named.normalization,
+        )
+        metadata = {"limbeck": json.dumps(card.plain())}
+        folder.write_json(folder.student_card, card.plain())
+        save_weights(last, folder.student, metadata)
+        if best is not None:
+            save_weights(best, folder.student_best, metadata)
+        folder.write_json(folder.summary, summary.plain())
+
+    def rehearse(self) -> Rehearsal:
+        """One whole batch through every stage, twice: once to warm up, once to measure."""
+        self.student = copy.deepcopy(self.student)
+        stages, total, per_step = [], 0.0, 0.0
+        for index, (stage, epochs) in enumerate(zip(self.stages, self.stage_epochs, strict=True)):
+            self.enter_stage(index)
+            loop = self._loop(Recorder(None, self.observer), None, Interruption())
+            per_step = loop.time_one_step()
+            steps = epochs * self.loader.num_steps
+            total += per_step * steps
+            stages.append(
+                {"name": stage.name, "epochs": epochs, "steps": steps, "idle": list(self.idle)}
+            )
+        return Rehearsal(
+            settings=self.config.plain(),
+            counts=self.parts.data.counts(),
+            stages=tuple(stages),
+            notices=tuple(self.notices),
+            seconds_per_step=per_step,
+            estimated_seconds=total,
+            peak_memory_bytes=_peak_memory(self.device),
+        )
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    # Kilobytes on Linux, bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _check_same_inputs(
+    folder: RunFolder, begun: Mapping[str, Any], data_hash: str, teacher_hash: str | None
+) -> None:
+    """Refuse to continue with other data or another teacher than the run began with."""
+    if begun["data_hash"] != data_hash:
+        raise RunFolderError(
+            f"{folder.path} was trained on other images, labels or splits than those there now; "
+            "restore the data, or start a new run"
+        )
+    if begun["teacher_hash"] != teacher_hash:
+        raise TeacherChangedError(
+            f"{folder.path} was begun with another teacher than the one there now (SHA-256 "
+            f"{str(begun['teacher_hash'])[:12]} then, {str(teacher_hash)[:12]} now); restore the "
+            "teacher, or start a new run"
+        )
+
+
+def _check_apart(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a student that shares memory with its teacher."""
+    theirs = {tensor.untyped_storage().data_ptr() for tensor in _state(teacher)}
+    if any(tensor.untyped_storage().data_ptr() in theirs for tensor in _state(student)):
+        raise ModelError(
+            "student and teacher share parameters; pass two networks (copy.deepcopy makes one)"
+        )
+
+
+def _state(network: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers that hold something."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.numel():
+            yield tensor

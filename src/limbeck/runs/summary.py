@@ -1,0 +1,81 @@
+"""What a finished run says of itself: ``summary.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from limbeck.core.settings import Settings
+from limbeck.runs.folder import RunFolder, read_json
+
+__all__ = ["EpochResult", "RunSummary", "TestResult", "read_summary"]
+
+
+class EpochResult(Settings):
+    """One epoch on validation; ``epoch`` is 0-based within the last stage."""
+
+    epoch: int
+    val: dict[str, float] | None = None
+
+
+class TestResult(Settings):
+    """The test split, read once after the last epoch, by both sets of weights."""
+
+    __test__ = False  # not a test class of pytest's
+
+    last: dict[str, float]
+    best_on_validation: dict[str, float] | None = None
+
+
+class RunSummary(Settings):
+    """Accuracies in [0, 1], losses in nats, times in seconds.
+
+    Attributes:
+        version: of limbeck.
+        method: name of the method.
+        seed: of the run.
+        student: name of the student.
+        teacher: name of the teacher, or None.
+        config_hash: of the settings.
+        data_hash: of images, labels and splits.
+        student_hash: of the deployed weights after the last epoch.
+        teacher_hash: of the teacher's state, the same before and after.
+        num_parameters: of what is deployed.
+        num_macs: multiply-adds of one image.
+        last: after the last epoch.
+        best_on_validation: the epoch chosen by validation accuracy; None without validation.
+        test: on the test split; None where there is none.
+        teacher_val: the teacher on validation.
+        teacher_test: the teacher on the test split.
+        seconds: of training, without evaluation, over all sittings.
+        images_per_second: training images over those seconds.
+        notices: what the run found worth saying.
+    """
+
+    version: str
+    method: str
+    seed: int
+    student: str
+    teacher: str | None
+    config_hash: str
+    data_hash: str
+    student_hash: str
+    teacher_hash: str | None
+    num_parameters: int
+    num_macs: int
+    last: EpochResult
+    best_on_validation: EpochResult | None
+    test: TestResult | None
+    teacher_val: dict[str, float] | None
+    teacher_test: dict[str, float] | None
+    seconds: float
+    images_per_second: float
+    notices: tuple[str, ...]
+
+
+def read_summary(folder: str | Path) -> RunSummary:
+    """The summary of a finished run.
+
+    Raises:
+        RunFolderError: if there is none.
+    """
+    return RunSummary.read(read_json(RunFolder(folder).summary))

@@ -1,0 +1,127 @@
+import json
+
+import pytest
+
+from limbeck.core.errors import SettingsError
+from limbeck.methods import METHODS
+from limbeck.methods.base import MethodEntry, Stage
+from limbeck.methods.ce import CE, CEConfig
+from limbeck.runs.config import RunConfig, StudentConfig, TeacherConfig
+
+STUDENT = StudentConfig(name="digits_cnn_tiny")
+TEACHER = TeacherConfig(run="runs/teacher")
+
+
+def config(**fields):
+    return RunConfig(**{"student": STUDENT, "teacher": TEACHER, **fields})
+
+
+def test_a_run_comes_back_from_its_json():
+    first = config(method={"name": "kd", "temperature": 2}, seed=7)
+    again = RunConfig.read(json.loads(json.dumps(first.plain())))
+    assert again == first
+    assert again.hash() == first.hash()
+
+
+def test_the_methods_defaults_are_written_out():
+    method = config().method
+    assert method["name"] == "kd"
+    assert (method["temperature"], method["ce_weight"], method["kd_weight"]) == (4.0, 0.1, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ({"name": "kdd"}, "did you mean 'kd'"),
+        ({"name": "kd", "temprature": 2}, "did you mean 'temperature'"),
+        ({"name": "kd", "temperature": -1}, "temperature: .* greater than 0"),
+        ({"temperature": 2}, "needs the method's name"),
+    ],
+)
+def test_a_wrong_method_is_answered_with_what_is_right(method, expected):
+    with pytest.raises(SettingsError, match=expected):
+        config(method=method)
+
+
+def test_a_teacher_is_there_exactly_if_the_method_has_one():
+    with pytest.raises(SettingsError, match=r"'kd' needs a teacher \(--teacher\)"):
+        config(teacher=None)
+    with pytest.raises(SettingsError, match="'ce' uses no teacher"):
+        config(method={"name": "ce"})
+
+
+def test_a_teacher_is_a_run_or_a_model_with_weights():
+    with pytest.raises(SettingsError, match="either run, or name and checkpoint"):
+        TeacherConfig()
+    with pytest.raises(SettingsError, match="either run, or name and checkpoint"):
+        TeacherConfig(run="a", name="resnet20")
+    with pytest.raises(SettingsError, match="a random teacher teaches nothing"):
+        TeacherConfig(name="resnet20")
+    assert TeacherConfig(name="python:Net").checkpoint is None
+
+
+def test_each_stage_has_at_least_one_epoch():
+    with pytest.raises(SettingsError, match="2 stages and needs at least as many epochs; got 1"):
+        config(method={"name": "fitnet"}, schedule={"epochs": 1, "sched": "cosine"})
+
+
+SHARES = [(1.0,), (0.125, 0.875), (0.5, 0.5), (0.9, 0.1), (0.98, 0.01, 0.01), (0.01, 0.01, 0.98)]
+
+
+@pytest.mark.parametrize("shares", SHARES, ids=str)
+@pytest.mark.parametrize("epochs", [3, 4, 10, 241])
+def test_stages_share_all_epochs_and_none_is_empty(monkeypatch, shares, epochs):
+    stages = tuple(
+        Stage(name=str(place), method=CE, config=CEConfig(), share=share)
+        for place, share in enumerate(shares)
+    )
+    row = MethodEntry(family="none", config=CEConfig, stages=lambda config: stages, card="")
+    monkeypatch.setattr("limbeck.methods.METHODS", {"plan": row})
+    run = RunConfig(
+        student=STUDENT, method={"name": "plan"}, schedule={"epochs": epochs, "sched": "cosine"}
+    )
+    found = run.stage_epochs()
+    assert sum(found) == epochs
+    assert min(found) >= 1
+    if epochs == 241:  # long enough for the shares to be met within an epoch
+        assert all(
+            abs(count - share * epochs) <= 1 for count, share in zip(found, shares, strict=True)
+        )
+
+
+def test_every_method_of_the_table_makes_a_run():
+    for name, entry in METHODS.items():
+        needed = entry.stages(entry.config())[0].method.needs(entry.config()).teacher
+        run = config(method={"name": name}, teacher=TEACHER if needed else None)
+        assert run.method_config == entry.config()
+
+
+SAME = [
+    {"device": "cuda"},
+    {"workers": 3},
+    {"checkpoint_steps": 5},
+    {"checkpoint_seconds": 1.0},
+    {"checkpoint_hist": 1},
+]
+
+
+@pytest.mark.parametrize("train", SAME, ids=str)
+def test_the_hash_is_of_what_changes_the_result(train):
+    assert config(train=train).hash() == config().hash()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"seed": 1},
+        {"optim": {"lr": 0.01}},
+        {"train": {"batch_size": 32}},
+        {"train": {"amp_dtype": "bfloat16"}},
+        {"method": {"name": "kd", "temperature": 5}},
+        {"data": {"val_fraction": 0.2}},
+        {"teacher": {"run": "runs/other"}},
+    ],
+    ids=str,
+)
+def test_the_hash_changes_with_every_setting_of_the_result(fields):
+    assert config(**fields).hash() != config().hash()

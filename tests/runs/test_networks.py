@@ -1,0 +1,145 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from limbeck.core.errors import CheckpointError, ModelError, RunFolderError
+from limbeck.core.normalization import Normalization
+from limbeck.runs.config import StudentConfig, TeacherConfig
+from limbeck.runs.networks import build_student, build_teacher, load_student
+
+TINY = StudentConfig(name="digits_cnn_tiny")
+
+
+def state(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def bundle(small):
+    return small.parts(small.config()).data
+
+
+def test_the_students_weights_depend_on_the_seed_alone(bundle):
+    torch.manual_seed(1)
+    first = build_student(TINY, bundle, seed=3)
+    torch.manual_seed(2)
+    assert equal(state(first.network), state(build_student(TINY, bundle, seed=3).network))
+    assert not equal(state(first.network), state(build_student(TINY, bundle, seed=4).network))
+    assert first.normalization == bundle.normalization
+
+
+def test_a_student_can_start_from_a_file(small, bundle, tmp_path):
+    weights = state(build_student(TINY, bundle, seed=9).network)
+    save_file(weights, tmp_path / "start.safetensors")
+    config = TINY.changed(initial_checkpoint=str(tmp_path / "start.safetensors"))
+    assert equal(state(build_student(config, bundle, seed=3).network), weights)
+
+
+def test_a_students_own_normalisation_goes_before_the_datas(bundle):
+    own = Normalization(mean=(0.1,), std=(0.2,))
+    found = build_student(TINY.changed(normalization=own), bundle, seed=0)
+    assert found.normalization == own
+
+
+def test_code_runs_only_for_a_name_that_was_typed(small, bundle):
+    config = StudentConfig(name=small.student)
+    with pytest.raises(ModelError, match="is code, and is not run"):
+        build_student(config, bundle, seed=0)
+    assert build_student(config, bundle, seed=0, typed=small.typed).name == small.student
+
+
+def test_a_teacher_from_a_run_has_its_weights_and_normalisation(small, bundle):
+    found = build_teacher(TeacherConfig(run=small.teacher), bundle)
+    loaded, card = load_student(small.teacher)
+    assert equal(state(found.network), state(loaded.network))
+    assert found.normalization == card.normalization
+    own = Normalization(mean=(0.1,), std=(0.2,))
+    changed = TeacherConfig(run=small.teacher, normalization=own)
+    assert build_teacher(changed, bundle).normalization == own
+
+
+def test_a_teacher_from_a_file_is_that_file(small, bundle):
+    config = TeacherConfig(
+        name="digits_cnn_tiny", checkpoint=f"{small.teacher}/student.safetensors"
+    )
+    loaded, _ = load_student(small.teacher)
+    assert equal(state(build_teacher(config, bundle).network), state(loaded.network))
+
+
+def test_a_teacher_without_its_weights_is_an_error_and_never_a_random_one(bundle, tmp_path):
+    config = TeacherConfig(name="digits_cnn_tiny", checkpoint=str(tmp_path / "gone.safetensors"))
+    with pytest.raises(CheckpointError, match="is not there"):
+        build_teacher(config, bundle)
+    with pytest.raises(RunFolderError, match="is missing"):
+        build_teacher(TeacherConfig(run=str(tmp_path)), bundle)
+
+
+def test_a_module_passed_in_python_cannot_be_made_from_its_name(bundle):
+    for build in (
+        lambda: build_teacher(TeacherConfig(name="python:Net"), bundle),
+        lambda: build_student(StudentConfig(name="python:Net"), bundle, seed=0),
+    ):
+        with pytest.raises(ModelError, match=r"passed in Python.*pass the module again"):
+            build()
+
+
+def test_a_teacher_of_other_classes_is_refused_by_their_names(small):
+    with pytest.raises(ModelError, match=r"trained on 10 classes \(.*\), the data has 4 \(class 0"):
+        build_teacher(TeacherConfig(run=small.teacher), small.bundle())
+
+
+def test_a_teacher_of_other_channels_is_refused(small):
+    colour = small.parts(small.config("ce", data={"in_chans": 3})).data
+    with pytest.raises(ModelError, match=r"takes 1 channels, the data has 3; set data\.in_chans=1"):
+        build_teacher(TeacherConfig(run=small.teacher), colour)
+
+
+def test_a_finished_runs_student_is_loaded_in_eval_mode_last_or_best(small):
+    last, card = load_student(small.teacher)
+    best, _ = load_student(small.teacher, best=True)
+    assert not last.network.training
+    assert (card.model, card.num_classes, card.in_chans) == ("digits_cnn_tiny", 10, 1)
+    assert card.image_size == (8, 8)
+    assert card.class_names == tuple("0123456789")
+    assert last.network.state_dict().keys() == best.network.state_dict().keys()
+
+
+def write_card(folder, **changes):
+    card = {
+        "model": "digits_cnn_tiny",
+        "num_classes": 10,
+        "in_chans": 1,
+        "image_size": [8, 8],
+        "class_names": list("0123456789"),
+        "normalization": {"mean": [0.0], "std": [1.0]},
+    }
+    (folder / "student.json").write_text(json.dumps(card | changes))
+
+
+@pytest.mark.parametrize(
+    ("best", "reason"), [(False, "the run is not finished"), (True, "no validation split")]
+)
+def test_weights_that_are_missing_are_explained(tmp_path, best, reason):
+    write_card(tmp_path)
+    with pytest.raises(CheckpointError, match=reason):
+        load_student(tmp_path, best=best)
+
+
+def test_a_run_of_a_module_passed_in_python_says_how_to_load_it(tmp_path):
+    write_card(tmp_path, model="python:Net")
+    (tmp_path / "student.safetensors").touch()
+    with pytest.raises(ModelError, match=r"limbeck.models.load_weights"):
+        load_student(tmp_path)
+
+
+def test_a_run_whose_student_is_code_is_loaded_only_if_it_was_typed(small, tmp_path):
+    write_card(tmp_path, model=small.student)
+    (tmp_path / "student.safetensors").touch()
+    with pytest.raises(ModelError, match="is code, and is not run"):
+        load_student(tmp_path)

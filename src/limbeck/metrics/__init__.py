@@ -1,1 +1,1 @@
-"""Tensors in, numbers out."""
+"""Tensors or arrays in, numbers out; only ``accuracy`` needs torch, the rest numpy alone."""

@@ -40,7 +40,8 @@ def save_weights(
     Args:
         state: tensors by name, as ``network.state_dict()`` gives them.
         path: the file.
-        metadata: kept in its header.
+        metadata: kept in its header. Of several entries safetensors writes any first, so that
+            equal weights make equal files with one entry alone.
 
     Raises:
         RunFolderError: if it cannot be written; what was there before stays.
@@ -50,7 +51,7 @@ def save_weights(
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()
     }
     # Not save_file: it leaves a file that nobody but its owner may read.
-    write_durably(Path(path), save(tensors, {"format": "pt", **(metadata or {})}))
+    write_durably(Path(path), save(tensors, None if metadata is None else dict(metadata)))
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:

@@ -1,4 +1,5 @@
 import copy
+from typing import ClassVar
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from limbeck.features import (
 class Small(nn.Module):
     """A conv whose output an in-place ReLU overwrites, used twice, and an unused layer."""
 
-    layer_aliases = {"stage1": "relu#1"}
+    layer_aliases: ClassVar = {"stage1": "relu#1"}
 
     def __init__(self):
         super().__init__()

@@ -1,22 +1,9 @@
 import os
-import resource
-import signal
 
 import pytest
 
 from limbeck.core.errors import RunFolderError
 from limbeck.core.files import fsync_file, fsync_folder, write_durably
-
-
-@pytest.fixture
-def small_disk():
-    """No file may grow beyond 4 KiB."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, old)
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
@@ -44,12 +31,11 @@ def test_content_is_on_disk_before_the_name_points_to_it(tmp_path, monkeypatch):
     assert seen == [("file", b"one"), ("folder", b"two")]
 
 
-def test_a_full_disk_keeps_the_old_file_and_says_so(tmp_path, small_disk):
+def test_a_full_disk_keeps_the_old_file_and_says_so(tmp_path, full_disk):
     path = tmp_path / "a"
     write_durably(path, b"old")
-    with pytest.raises(
-        RunFolderError, match=r"a could not be written: File too large\. Free space"
-    ):
+    wanted = r"a could not be written: File too large\. Free space"
+    with full_disk(), pytest.raises(RunFolderError, match=wanted):
         write_durably(path, b"x" * 10_000)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

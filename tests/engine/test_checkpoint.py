@@ -1,6 +1,5 @@
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -111,18 +110,11 @@ def test_what_is_no_plain_value_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(tmp_path):
+def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(tmp_path, full_disk):
     store = CheckpointStore(tmp_path)
     store.save(1, state(1.0))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    try:
-        with pytest.raises(RunFolderError, match="could not be written"):
-            store.save(2, {"big": torch.zeros(10_000)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, old)
+    with full_disk(), pytest.raises(RunFolderError, match="could not be written"):
+        store.save(2, {"big": torch.zeros(10_000)})
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
     assert store.load_newest()[0]["weights"]["a"][0, 0] == 1
 

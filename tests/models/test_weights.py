@@ -1,7 +1,5 @@
 import os
 import pickle
-import resource
-import signal
 import zipfile
 
 import numpy as np
@@ -72,18 +70,11 @@ def test_tied_transposed_and_empty_tensors_are_kept(tmp_path):
     assert all(torch.equal(found[name], state[name]) for name in state)
 
 
-def test_a_full_disk_keeps_the_old_file(tmp_path):
+def test_a_full_disk_keeps_the_old_file(tmp_path, full_disk):
     path = tmp_path / "w.safetensors"
     save_weights({"x": torch.ones(1)}, path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    try:
-        with pytest.raises(RunFolderError, match="could not be written"):
-            save_weights({"x": torch.zeros(10_000)}, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, old)
+    with full_disk(), pytest.raises(RunFolderError, match="could not be written"):
+        save_weights({"x": torch.zeros(10_000)}, path)
     assert list(tmp_path.iterdir()) == [path]
     assert load_file(path)["x"] == 1
 

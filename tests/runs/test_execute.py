@@ -6,14 +6,13 @@ import math
 import os
 import random
 import re
-import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import pytest
@@ -92,6 +91,7 @@ def test_a_run_folder_holds_all_that_is_promised(finished):
         "config.json",
         "environment.json",
         "metrics.jsonl",
+        "predictions.safetensors",
         "student.json",
         "student.safetensors",
         "student_best.safetensors",
@@ -466,6 +466,7 @@ def test_tensorboard_counts_steps_over_all_stages_and_repeats_none(small, tmp_pa
 
 CHILD = """
 import os, signal, sys
+from contextlib import ExitStack
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -818,19 +819,17 @@ def test_a_full_disk_is_said_and_the_old_checkpoint_goes_on(small, tmp_path, lit
     assert small.rows(folder) == small.rows(tmp_path / "whole")
 
 
-def test_a_file_size_limit_is_said_and_the_old_checkpoint_goes_on(small, tmp_path):
+def test_a_file_size_limit_is_said_and_the_old_checkpoint_goes_on(small, tmp_path, full_disk):
     config = small.config(train={"checkpoint_steps": 3})
     whole = small.run(config, tmp_path / "whole")
     folder = tmp_path / "run"
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (4096, hard))
-    try:
+    with ExitStack() as stack:
+
+        def fill():
+            stack.enter_context(full_disk())
+
         with pytest.raises(RunFolderError, match=r"could not be written.*File too large"):
-            small.run(config, folder, observer=small.Act("train", 4, limit))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, old)
+            small.run(config, folder, observer=small.Act("train", 4, fill))
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-000000003"]
     assert small.resume(folder).student_hash == whole.student_hash
 

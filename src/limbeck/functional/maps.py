@@ -59,7 +59,8 @@ def pooled_alike(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         >>> one.shape[2:], other.shape[2:]
         (torch.Size([2, 4]), torch.Size([2, 4]))
     """
-    size = tuple(min(a, b) for a, b in zip(first.shape[2:], second.shape[2:], strict=True))
+    height, width = (min(a, b) for a, b in zip(first.shape[2:], second.shape[2:], strict=True))
+    size = (height, width)
     one, other = (
         feature if feature.shape[2:] == size else F.adaptive_avg_pool2d(widened(feature), size)
         for feature in (first, second)

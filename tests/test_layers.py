@@ -19,7 +19,7 @@ ALLOWED = {
     "layers": ("core",),
     "features": ("core", "layers"),
     "teacher": ("core", "features"),
-    "methods": ("core", "features", "functional"),
+    "methods": ("core", "functional"),
     "losses": ("functional", "methods"),
     "engine": ("core", "features", "metrics", "teacher", "methods.base"),
     "runs": (

@@ -124,7 +124,9 @@ def _aliases(network: nn.Module) -> Mapping[str, str]:
 
 
 def _classifier_name(network: nn.Module) -> str:
-    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    linear: list[str] = [
+        name for name, module in network.named_modules() if isinstance(module, nn.Linear)
+    ]
     if not linear or not linear[-1]:
         raise ModelError(
             f"{type(network).__name__} has no nn.Linear as its classifier; name the layer that is "

@@ -91,7 +91,6 @@ def test_a_run_folder_holds_all_that_is_promised(finished):
         "config.json",
         "environment.json",
         "metrics.jsonl",
-        "predictions.safetensors",
         "student.json",
         "student.safetensors",
         "student_best.safetensors",

@@ -129,7 +129,7 @@ CASES = {
     "not a list": (f"{TRAIN} --decay-epochs 3,x", "--decay-milestones", "150,180,210", "'3,x'"),
     # names
     "unknown method": (f"{DISTILL} --method fitnets", "'fitnets'", "did you mean 'fitnet'"),
-    "unknown card": ("methods qqqq", "no method called 'qqqq'; known: at,", "`limbeck methods` lists"),
+    "unknown card": ("methods dk", "no method called 'dk'; known: ce,", "rkd. `limbeck methods`"),
     "unknown setting": (f"{TRAIN} --set optim.momentun=0.9", "did you mean 'momentum'?"),
     "unknown part": (f"{TRAIN} --set optin.lr=0.1", "optin: no such setting", "'optim'"),
     "unknown method setting": (f"{DISTILL} --set method.temprature=2", "'temperature'"),

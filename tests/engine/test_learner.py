@@ -41,14 +41,3 @@ def test_a_stopped_learner_has_no_logits(small, teacher):
     assert output.logits is None
     assert set(output.terms.parts) == {"near"}
     assert torch.equal(learner.student[1].running_mean, statistics)
-
-
-def test_ddp_is_told_of_the_buffers_that_the_method_keeps_equal(small):
-    class Remembering(small.Mimic):
-        buffers_kept_equal = ("bank",)
-
-    learner = Learner(small.make_network(3, seed=2), Remembering(small.MimicConfig()))
-    learner.method.register_buffer("bank", torch.zeros(3))
-    names = learner._ddp_params_and_buffers_to_ignore  # the attribute's name is torch's
-    assert names == ["method.bank"]
-    assert set(names) <= {name for name, _ in learner.named_buffers()}

@@ -24,7 +24,7 @@ demo: $(INSTALLED)
 	$(BIN)/limbeck demo $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .

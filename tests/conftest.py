@@ -9,6 +9,8 @@ from contextlib import contextmanager
 # Before torch is imported, here and in every process that a test starts: one thread gives the
 # same sums on every machine, and is the quickest for tensors as small as these.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Output is compared as it is without a terminal; parallel test workers set a width.
+os.environ.pop("COLUMNS", None)
 
 import pytest
 import torch

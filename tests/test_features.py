@@ -269,3 +269,81 @@ def test_a_stopped_network_says_why_it_has_no_logits(network, image):
 def test_logits_must_be_rows_of_classes(image):
     with pytest.raises(ModelError, match="logits of shape"):
         ObservedNetwork(nn.Conv2d(1, 2, 1))(image)
+
+
+class Staged(nn.Module):
+    """Three stages, in a module of the name that timm gives them; ReLUs end the first two."""
+
+    layer_aliases: ClassVar = {f"stage{k + 1}": f"stages.{k}" for k in range(3)}
+
+    def __init__(self):
+        super().__init__()
+        self.stages = nn.Sequential(
+            nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(4, 5, 1)),
+        )
+        self.fc = nn.Linear(5, 3)
+
+    def forward(self, image):
+        return self.fc(self.stages(image).mean(dim=(2, 3)))
+
+
+def test_every_stage_is_asked_for_at_once_and_answers_by_its_own_name():
+    asked = ["stage*", "stage2", "stages", "fc:input"]
+    with FeatureTap(Staged(), asked) as tap:
+        for _ in range(2):
+            features = tap(torch.rand(2, 2, 4, 4)).features
+    names = ["stage1", "stage2", "stage3"]
+    assert set(features) == {*names, "stages", "fc:input"}
+    assert [features[name].shape[1] for name in names] == [3, 4, 5]
+    assert tap.addresses["stage2"] == "stages.1"
+
+
+def test_every_stage_before_its_activation_and_one_without_as_it_is():
+    with FeatureTap(Staged(), ["pre_activation:stage*"]) as tap:
+        features = tap(torch.rand(8, 2, 4, 4)).features
+    assert tap.addresses == {
+        "pre_activation:stage1": "stages.0.1:input",
+        "pre_activation:stage2": "stages.1.1:input",
+        "pre_activation:stage3": "stages.2",
+    }
+    assert all((feature < 0).any() for feature in features.values())
+
+
+def test_a_stage_that_ends_in_a_function_is_taken_as_it_is_and_said_so():
+    class Functional(Staged):
+        def forward(self, image):
+            self.seen = self.tail(self.stages[:2](image))
+            return self.fc(self.seen.mean(dim=(2, 3)))
+
+    class Tail(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 5, 1)
+
+        def forward(self, image):
+            return self.conv(image).relu()
+
+    network = Functional()
+    network.tail = Tail()
+    network.layer_aliases = {**Staged.layer_aliases, "stage3": "tail"}
+    with FeatureTap(network, ["pre_activation:stage*"]) as tap:
+        tap(torch.rand(8, 2, 4, 4))
+    assert tap.addresses["pre_activation:stage3"] == "tail"
+    assert "no activation module ends stage3" in tap.reasons["pre_activation:stage3"]
+
+
+def test_a_pass_can_stop_behind_the_last_of_every_stage():
+    tap = FeatureTap(Staged(), ["stage*"], stop=True)
+    reading = tap(torch.rand(2, 2, 4, 4))
+    assert reading.stopped
+    assert len(reading.features) == 3
+    copied = copy.deepcopy(tap)
+    assert copied(torch.rand(2, 2, 4, 4)).stopped
+
+
+def test_every_stage_of_a_network_that_has_none_is_an_error_by_name(image):
+    tap = FeatureTap(nn.Sequential(nn.Flatten(), nn.Linear(32, 3)), ["stage*"])
+    with pytest.raises(UnknownNameError, match=r"no layer called 'stage\*'"):
+        tap(torch.rand(2, 2, 4, 4))

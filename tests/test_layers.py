@@ -1,205 +1,367 @@
-"""Who may import whom, read from the source; and what importing must not load."""
-
-import ast
-import subprocess
-import sys
-from pathlib import Path
+from dataclasses import dataclass
 
 import pytest
+import torch
+from torch import nn
 
-SOURCE = Path(__file__).parents[1] / "src" / "limbeck"
+from limbeck.core.errors import ModelError, TapError, UnknownNameError
+from limbeck.layers import (
+    Meaning,
+    classifier_name,
+    classifier_names,
+    find_meaning,
+    find_meanings,
+    is_meaning,
+    known_meaning,
+    known_meanings,
+    list_meanings,
+    own_meanings,
+)
+from limbeck.models import create_model, open_model
 
-# A layer may import itself and what stands here; "a.b" allows that module alone.
-ALLOWED = {
-    "core": (),
-    "functional": ("core",),
-    "metrics": ("core",),
-    "data": ("core",),
-    "models": ("core",),
-    "layers": ("core",),
-    "features": ("core", "layers"),
-    "teacher": ("core", "features"),
-    "methods": ("core", "functional"),
-    "losses": ("functional", "methods"),
-    "engine": ("core", "features", "metrics", "teacher", "methods.base"),
-    "runs": (
-        "core",
-        "data",
-        "engine",
-        "features",
-        "layers",
-        "methods",
-        "metrics",
-        "models",
-        "teacher",
-    ),
-    "recipes": ("core", "data", "engine", "methods", "models", "runs"),
-    "analysis": ("core", "data", "metrics", "models", "reports"),
-    # Metrics of numpy alone: reports judge saved logits with what judged them during the run.
-    "reports": (
-        "core.errors",
-        "metrics.arrays",
-        "metrics.calibration",
-        "metrics.fidelity",
-        "metrics.info",
-        "metrics.scorecard",
-        "metrics.scores",
-    ),
+TINY = {"depth": 6, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
+RESNET = {f"stage{k}": f"layer{k}" for k in (1, 2, 3, 4)}
+# Read off the networks' own listings, layer by layer.
+EXPECTED = {
+    "timm/resnet10t": {
+        "stem": "act1",
+        **RESNET,
+        "last": "layer4",
+        "penultimate": "fc:input",
+    },
+    "timm/vit_tiny_patch16_224": {
+        "stage1": "blocks.1",  # 6 blocks: 1.5, 3, 4.5 and 6 of them, rounded up
+        "stage2": "blocks.2",
+        "stage3": "blocks.4",
+        "stage4": "blocks.5",
+        "last": "norm",
+        "penultimate": "head:input",
+    },
+    "torchvision/resnet18": {
+        "stem": "relu",
+        **RESNET,
+        "last": "layer4",
+        "penultimate": "fc:input",
+    },
+    "torchvision/mobilenet_v3_small": {
+        "stem": "features.0",
+        "stage1": "features.1",
+        "stage2": "features.3",
+        "stage3": "features.8",
+        "stage4": "features.12",
+        "last": "features.12",
+        "penultimate": "classifier.3:input",
+    },
+    "torchvision/squeezenet1_1": {
+        "stem": "features.1",
+        "stage1": "features.4",
+        "stage2": "features.7",
+        "stage3": "classifier.2",
+        "last": "classifier.2",
+        "penultimate": "classifier.1:input",
+    },
 }
-# The front door and the command line may use everything; nobody uses these two.
-FREE = ("", "cli", "__main__")
+BY_STRUCTURE = {name: not name.startswith("timm") for name in EXPECTED}
 
 
-def layer_of(module: str) -> str:
-    return module.partition(".")[0]
+def named(name):
+    kwargs = TINY if "tiny" in name else {}
+    size = (32, 32) if "tiny" in name else None
+    return open_model(name, num_classes=4, model_kwargs=kwargs, img_size=size).network
 
 
-def modules(root: Path) -> dict[str, Path]:
-    """Dotted name below the package to file; the package itself is ``""``."""
-    found = {}
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def imported(module: str, path: Path, known: dict[str, Path]) -> set[str]:
-    """Modules of the package that ``path`` imports anywhere, inside functions too."""
-    names: set[str] = set()
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            parts = ["limbeck", *package.split(".")] if package else ["limbeck"]
-            base = [".".join(parts[: len(parts) - node.level + 1])] if node.level else []
-            source = ".".join([*base, *([node.module] if node.module else [])])
-            names |= {
-                f"{source}.{alias.name}"
-                if f"{source}.{alias.name}".removeprefix("limbeck.") in known
-                else source
-                for alias in node.names
-            }
-    return {
-        name.removeprefix("limbeck").removeprefix(".")
-        for name in names
-        if name == "limbeck" or name.startswith("limbeck.")
-    }
-
-
-def violations(root: Path) -> list[str]:
-    """Every import that the table does not allow, as ``importer -> imported``."""
-    known = modules(root)
-    wrong = []
-    for module, path in known.items():
-        layer = layer_of(module)
-        for target in sorted(imported(module, path, known)):
-            within = target == layer or target.startswith(f"{layer}.")
-            allowed = layer in FREE or any(
-                target == name or target.startswith(f"{name}.") for name in ALLOWED.get(layer, ())
-            )
-            if target == "_version" or (layer and within):
-                continue
-            # Only the command line may know the front door, and nobody the command line.
-            to_cli = layer_of(target) == "cli" and layer != "__main__"
-            to_door = target == "" and layer not in ("cli", "__main__")
-            if not allowed or to_cli or to_door:
-                wrong.append(f"{module or 'limbeck'} -> {target or 'limbeck'}")
-    return wrong
-
-
-def test_every_layer_has_a_place_in_the_table():
-    layers = {layer_of(module) for module in modules(SOURCE)} - {"_version"}
-    assert layers <= {*ALLOWED, *FREE}
-
-
-def test_nobody_imports_across_the_layers():
-    assert violations(SOURCE) == []
-
-
-def test_the_engine_names_no_method():
-    """Nor does a step choose by a method's name: the contract is all it knows."""
-    known = modules(SOURCE)
-    methods = {module for module in known if module.startswith("methods.")} - {"methods.base"}
-    for module, path in known.items():
-        if layer_of(module) == "engine":
-            assert not imported(module, path, known) & methods
-
-
-def test_losses_holds_imports_alone():
-    body = ast.parse((SOURCE / "losses.py").read_text(encoding="utf-8")).body
-    others = [
-        node
-        for node in body
-        if not isinstance(node, ast.ImportFrom)
-        and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
-        and not (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__")
-    ]
-    assert [ast.unparse(node) for node in others] == []
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "expected"),
-    [
-        ("core/a.py", "import limbeck.data.b", "core.a -> data.b"),
-        ("core/a.py", "from limbeck.data import b", "core.a -> data.b"),
-        ("core/a.py", "from limbeck import data", "core.a -> data"),
-        ("core/a.py", "from ..data.b import name", "core.a -> data.b"),
-        ("core/a.py", "from .. import data", "core.a -> data"),
-        ("core/__init__.py", "from ..data import b", "core -> data.b"),
-        ("core/a.py", "def f():\n    import limbeck.data", "core.a -> data"),
-        ("core/a.py", "from limbeck import Teacher", "core.a -> limbeck"),
-        ("recipes/a.py", "import limbeck.cli", "recipes.a -> cli"),
-        ("engine/a.py", "from limbeck.methods import METHODS", "engine.a -> methods"),
-        ("engine/a.py", "from limbeck.methods.base import Method", None),
-        ("core/a.py", "from limbeck.core.b import name", None),
-        ("core/a.py", "from .b import name", None),
-        ("core/a.py", "import limbecky.data, torch", None),
-        ("reports/a.py", "from limbeck.core.types import Batch", "reports.a -> core.types"),
-        ("reports/a.py", "import limbeck.metrics.accuracy", "reports.a -> metrics.accuracy"),
-        ("reports/a.py", "from limbeck.metrics.scores import correct", None),
-        ("new.py", "import limbeck.core", "new -> core"),
-        ("__init__.py", "from limbeck.runs import execute", None),
-        ("__init__.py", "from limbeck.cli import main", "limbeck -> cli"),
-        ("cli/a.py", "import limbeck.runs, limbeck", None),
-    ],
-)
-def test_the_walk_sees_what_it_should(tmp_path, file, text, expected):
-    """The check itself, on a made-up package."""
-    for name in ("__init__", "core/__init__", "core/b", "core/types", "data/__init__", "data/b"):
-        path = tmp_path / f"{name}.py"
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    (tmp_path / file).parent.mkdir(exist_ok=True)
-    (tmp_path / file).write_text(text)
-    assert violations(tmp_path) == ([] if expected is None else [expected])
-
-
-# With what they may import: no report waits for torch, whichever metric it comes to use.
-REPORTS = [module for module in modules(SOURCE) if layer_of(module) == "reports"]
-REPORTS += ALLOWED["reports"]
-
-
-@pytest.mark.parametrize(
-    ("statement", "absent"),
-    [
-        ("import limbeck", "torch numpy sklearn matplotlib"),
-        ("; ".join(f"import limbeck.{module}" for module in REPORTS), "torch sklearn timm"),
-        # What a help page costs is what it imports: these four are the slow ones.
-        (
-            "import sys, limbeck.cli\n"
-            "sys.argv = ['limbeck', '--help']\n"
-            "try: limbeck.cli.main()\n"
-            "except SystemExit as stop: assert not stop.code",
-            "torch sklearn matplotlib timm",
-        ),
-    ],
-    ids=["limbeck", "reports", "help"],
-)
-def test_importing_loads_nothing_heavy(statement, absent):
-    check = f"{statement}\nimport sys\nprint(sorted(set({absent.split()!r}) & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", check], capture_output=True, text=True, timeout=120, check=False
+def plain():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 5, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 4),
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.fixture
+def image(generator):
+    return torch.rand(2, 3, 32, 32, generator=generator)
+
+
+def values_at(network, address, image):
+    """What an address stands for, by hooks of our own; copied before anything can write on it."""
+    name, _, nth = address.partition("#")
+    name, _, at_input = name.partition(":")
+    seen = []
+    module = network.get_submodule(name)
+    if at_input:
+        module.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
+    else:
+        module.register_forward_hook(lambda m, args, output: seen.append(output.clone()))
+    with torch.no_grad():
+        network.eval()(image)
+    return seen[int(nth or 1) - 1]
+
+
+# -- every network -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_meanings_are_the_layers_a_reader_would_name(name, image):
+    found = list_meanings(named(name), image)
+    assert {meaning: each.address for meaning, each in found.items()} == EXPECTED[name]
+    assert all(bool(found[k].reason) is BY_STRUCTURE[name] for k in found if k[:5] == "stage")
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_each_listed_meaning_is_found_alone(name, image):
+    network = named(name)
+    for meaning, address in EXPECTED[name].items():
+        assert find_meaning(network, meaning, image).address == address
+
+
+def test_a_plain_row_of_layers_has_stages_where_its_maps_shrink(image):
+    found = list_meanings(plain(), image)
+    assert {name: each.address for name, each in found.items()} == {
+        "stage1": "1",
+        "stage2": "4",
+        "last": "4",
+        "penultimate": "7:input",
+    }
+    assert found["stage1"].reason.startswith("by the network's structure: stage1 1, stage2 4")
+    assert found["penultimate"].reason == ""
+
+
+def test_the_zoos_own_word_goes_first(image):
+    network = create_model("resnet8", num_classes=4)
+    own = own_meanings(network)
+    assert own
+    assert known_meanings(network) == dict(own)
+    assert all(find_meaning(network, name, image) == Meaning(own[name]) for name in own)
+
+
+def test_penultimate_is_what_the_classifier_multiplies(image):
+    for name in ("timm/resnet10t", "timm/vit_tiny_patch16_224", "torchvision/mobilenet_v3_small"):
+        network = named(name)
+        address = find_meaning(network, "penultimate", image).address
+        classifier = network.get_submodule(classifier_name(network, image))
+        vector = values_at(network, address, image)
+        assert vector.ndim == 2
+        torch.testing.assert_close(classifier(vector), network(image))
+
+
+@pytest.mark.parametrize("name", ["timm/resnet10t", "torchvision/mobilenet_v3_small"])
+def test_looking_changes_nothing(name, image):
+    network = named(name).train()
+    next(iter(network.children())).eval()
+    modes = [part.training for part in network.modules()]
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    stream = torch.get_rng_state()
+    list_meanings(network, image)
+    find_meanings(network, "pre_activation:stage*", image)
+    assert modes == [part.training for part in network.modules()]
+    assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert not any(part._forward_hooks for part in network.modules())
+    assert all(p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        *((name, True) for name in ("stage1", "stage12", "stage*", "stem", "last", "penultimate")),
+        ("pre_activation:layer1", True),
+        *((name, False) for name in ("stage", "stage0", "stages.1", "layer1", "pre_activation:")),
+    ],
+)
+def test_what_is_a_meaning(asked, expected):
+    assert is_meaning(asked) is expected
+
+
+@pytest.mark.parametrize("name", ["timm/resnet10t", "torchvision/resnet18"])
+def test_a_stage_too_many_is_answered_with_those_there_are(name, image):
+    with pytest.raises(UnknownNameError, match=r"'stage5'; did you mean.*stage4 \(layer4\)"):
+        find_meaning(named(name), "stage5", image)
+
+
+def test_what_needs_a_dry_pass_is_not_known_without():
+    assert known_meaning(named("torchvision/resnet18"), "stage1") is None
+    assert known_meaning(named("timm/resnet10t"), "stage1") == "layer1"
+    assert known_meaning(named("timm/resnet10t"), "last") is None
+
+
+def test_every_stage_comes_in_order_of_depth(image):
+    names = [f"stage{k}" for k in range(1, 13)]
+    network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten())
+    network.layer_aliases = dict.fromkeys(sorted(names), "0")
+    assert list(find_meanings(network, "stage*", image)) == names
+
+
+# -- classifiers -------------------------------------------------------------------------------
+
+
+def test_a_classifier_of_convolutions_is_told_from_a_linear_one(image):
+    network = named("torchvision/squeezenet1_1")
+    with pytest.raises(ModelError, match=r"'classifier.1' \(Conv2d\), and something follows it"):
+        classifier_name(network, image)
+    with pytest.raises(ModelError, match=r"has no nn.Linear as its classifier"):
+        classifier_name(network)
+    reason = find_meaning(network, "penultimate", image).reason
+    assert "something follows it" in reason
+
+
+def test_a_convolution_that_gives_the_logits_is_named_by_its_kind(image):
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 4, 1), nn.Flatten())
+    with pytest.raises(ModelError, match=r"'1', is a Conv2d and no nn.Linear"):
+        classifier_name(network, image)
+
+
+def test_a_network_without_weights_has_no_classifier(image):
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ModelError, match="no layer with weights"):
+        find_meaning(network, "penultimate", image)
+    assert "penultimate" not in list_meanings(network, image)
+
+
+def test_a_distilled_transformer_has_two_classifiers_and_says_so(image):
+    network = named("timm/deit_tiny_distilled_patch16_224")
+    assert classifier_names(network) == ("head", "head_dist")
+    for ask in (
+        lambda: classifier_name(network, image),
+        lambda: find_meaning(network, "penultimate", image),
+    ):
+        with pytest.raises(ModelError, match="several classifiers \\('head' and 'head_dist'\\)"):
+            ask()
+
+
+def test_an_activation_in_place_does_not_make_its_input_the_logits(image):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4), nn.ReLU(inplace=True))
+    with pytest.raises(ModelError, match=r"'1' \(Linear\), and something follows it"):
+        classifier_name(network, image)
+
+
+@dataclass
+class Found:
+    logits: torch.Tensor
+    features: torch.Tensor
+
+
+FORMS = {
+    "tensor": lambda logits, features: logits,
+    "tuple": lambda logits, features: (logits, features),
+    "map first": lambda logits, features: (features[:, :, None, None], logits),
+    "dict": lambda logits, features: {"features": features, "logits": logits},
+    "dataclass": Found,
+}
+
+
+class Odd(nn.Module):
+    """Its classifier is neither the last layer that is made, nor the last that runs."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form = FORMS[form]
+        self.classify = nn.Linear(3, 4)
+        self.aside = nn.Linear(3, 4)
+
+    def forward(self, image):
+        features = image.mean((2, 3))
+        logits = self.classify(features)
+        self.aside(features)
+        return self.form(logits, features)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_classifier_is_the_layer_whose_output_is_the_logits(form, image):
+    assert classifier_name(Odd(form), image) == "classify"
+    assert find_meaning(Odd(form), "penultimate", image) == Meaning("classify:input")
+
+
+# -- before the activation ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["timm/resnet10t", "torchvision/resnet18"])
+def test_a_stage_is_the_relu_of_what_lies_before_its_activation(name, image, generator):
+    """In torchvision one ReLU, in place, runs twice in each block."""
+    network = named(name)
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):  # 0 at first where a branch ends
+            nn.init.normal_(part.weight, generator=generator)
+    before = find_meanings(network, "pre_activation:stage*", image)
+    assert list(before) == [f"pre_activation:stage{k}" for k in (1, 2, 3, 4)]
+    for k, each in enumerate(before.values(), start=1):
+        given = values_at(network, each.address, image)
+        assert (given < 0).any()
+        assert torch.equal(given.relu(), values_at(network, f"layer{k}", image))
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [nn.ReLU(), nn.ReLU6(), nn.GELU(), nn.SiLU(), nn.Hardswish(), nn.LeakyReLU(), nn.PReLU(),
+     nn.ELU(), nn.Mish(), nn.Tanh(), nn.Hardtanh(), nn.Sigmoid(), nn.Hardsigmoid(), nn.Softplus()],
+    ids=lambda module: type(module).__name__,
+)  # fmt: skip
+def test_every_activation_of_torch_counts_as_one(activation, image):
+    network = nn.Sequential(nn.Sequential(nn.Conv2d(3, 2, 3), activation), nn.Flatten())
+    found = find_meaning(network, "pre_activation:0", image)
+    assert found == Meaning("0.1:input")
+
+
+def test_a_block_that_is_called_after_its_activation_is_not_one(image):
+    """timm's ConvNormAct holds a convolution: its input is not its activation's."""
+    layers = pytest.importorskip("timm.layers")
+    network = nn.Sequential(layers.ConvNormAct(3, 2, 3), nn.Flatten())
+    found = find_meaning(network, "pre_activation:0", image)
+    given = values_at(network, found.address, image)
+    assert given.shape[1] == 2
+    assert torch.equal(given.relu(), values_at(network, "0", image))
+
+
+def test_a_layer_that_nothing_bends_is_taken_as_it_is_and_says_so(image):
+    network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten())
+    found = find_meaning(network, "pre_activation:0", image)
+    assert found.address == "0"
+    assert "no activation module ends 0" in found.reason
+
+
+def test_an_activation_in_the_middle_of_a_layer_does_not_end_it(image):
+    block = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3))
+    found = find_meaning(nn.Sequential(block, nn.Flatten()), "pre_activation:0", image)
+    assert found.address == "0"
+
+
+def test_what_an_activation_writes_on_afterwards_is_not_the_layers_own(image):
+    network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(inplace=True), nn.Flatten())
+    assert find_meaning(network, "pre_activation:0", image).address == "0"
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 3)
+
+    def forward(self, image):
+        return self.conv(image).relu()
+
+
+def test_a_function_cannot_be_tapped_and_is_no_guess(image):
+    network = nn.Sequential(Functional(), nn.Flatten())
+    with pytest.raises(TapError, match=r"calls a function there.*Name the layer before it"):
+        find_meaning(network, "pre_activation:0", image)
+
+
+def test_a_vector_has_no_activation_before_it(image):
+    with pytest.raises(TapError, match=r"needs the output of a module.*'7:input'"):
+        find_meaning(plain(), "pre_activation:penultimate", image)
+
+
+def test_a_layer_that_does_not_run_is_told(image):
+    network = Odd("tensor")
+    network.idle = nn.ReLU()
+    with pytest.raises(TapError, match="'idle' did not run"):
+        find_meaning(network, "pre_activation:idle", image)
+
+
+def test_a_name_beside_all_modules_is_answered_with_the_nearest(image):
+    with pytest.raises(UnknownNameError, match="layer1"):
+        find_meaning(named("timm/resnet10t"), "pre_activation:layr1", image)

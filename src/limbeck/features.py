@@ -3,7 +3,7 @@
 A layer's *address* is ``name`` (the module's output), ``name:input`` (its first input) or
 ``name#2`` (the second call of a module that one forward pass uses more than once); the two can
 be joined, ``name:input#2``. By meaning, as ``stage2`` or ``penultimate``, a layer resolves to
-such an address.
+such an address; see :mod:`limbeck.layers`.
 
 B batch, C channels, H W spatial, K classes, D features.
 """
@@ -21,14 +21,25 @@ from torch.utils.hooks import RemovableHandle
 from limbeck.core.errors import ModelError, TapError, UnknownNameError
 from limbeck.core.normalization import Normalization, Normalize
 from limbeck.core.types import Classifier, Outputs
+from limbeck.layers import (
+    classifier_name,
+    find_meaning,
+    find_meanings,
+    is_meaning,
+    known_meaning,
+    known_meanings,
+    own_meanings,
+)
 
 __all__ = [
     "FeatureTap",
     "LayerAddress",
+    "LogitNetwork",
     "ObservedNetwork",
     "TapReading",
     "find_classifier",
     "layer_names",
+    "read_logits",
     "resolve_layer",
 ]
 
@@ -78,26 +89,75 @@ class TapReading(NamedTuple):
 
 def layer_names(network: nn.Module) -> list[str]:
     """Every name a layer of ``network`` can be asked by: its modules, then its meanings."""
-    names = [name for name, _ in network.named_modules() if name]
-    return names + [name for name in _aliases(network) if name not in names]
+    names = list(_modules(network))
+    return names + [name for name in known_meanings(network) if name not in names]
 
 
-def resolve_layer(network: nn.Module, asked: str) -> str:
+def resolve_layer(network: nn.Module, asked: str, image: Tensor | None = None) -> str:
     """The exact address of a layer asked for by address or by meaning.
 
-    Meanings come from the network's own ``layer_aliases`` (a mapping of names to addresses);
-    ``penultimate`` is otherwise the input of the last ``nn.Linear``.
+    Args:
+        network: stays as it is.
+        asked: an address, or a meaning such as ``stage2`` or ``penultimate``.
+        image: ``(B, C, H, W)`` as the network takes it; needed for a meaning that only a forward
+            pass can tell (see :mod:`limbeck.layers`). Without it ``penultimate`` is the input of
+            the last ``nn.Linear``.
+
+    Raises:
+        UnknownNameError: with the nearest names, if there is no such layer.
+        TapError: if the address cannot be read, or the image is needed.
+        ModelError: if there is no classifier before which to read.
+    """
+    address = _known_address(network, asked)
+    if address is not None:
+        return address
+    if image is not None:
+        return find_meaning(network, asked, image).address
+    if asked == "penultimate":
+        return f"{classifier_name(network)}:input"
+    raise TapError(
+        f"what {asked!r} means in {type(network).__name__} shows when it runs; pass an image as "
+        "well, or name the layer by its own name"
+    )
+
+
+def find_classifier(network: nn.Module, image: Tensor | None = None) -> Classifier:
+    """The live weight and bias of the linear layer that gives the logits.
+
+    Args:
+        network: stays as it is.
+        image: ``(B, C, H, W)`` as the network takes it: with it, the layer whose output the
+            logits are; without it, the one that the network or timm names, or the last one.
+
+    Raises:
+        ModelError: if the logits come from no ``nn.Linear``, or from several.
+    """
+    return _classifier(network, classifier_name(network, image))
+
+
+def _classifier(network: nn.Module, name: str) -> Classifier:
+    module = network.get_submodule(name)
+    assert isinstance(module, nn.Linear)
+    return Classifier(module.weight, module.bias)
+
+
+def _modules(network: nn.Module) -> dict[str, nn.Module]:
+    """By every name, also where one module has several."""
+    return {name: part for name, part in network.named_modules(remove_duplicate=False) if name}
+
+
+def _known_address(network: nn.Module, asked: str) -> str | None:
+    """The address, if it can be told before the network runs.
 
     Raises:
         UnknownNameError: with the nearest names, if there is no such layer.
         TapError: if the address cannot be read.
     """
-    aliases = _aliases(network)
-    if asked in aliases:
-        return aliases[asked]
-    modules = dict(network.named_modules())
-    if asked == "penultimate" and asked not in modules:
-        return f"{_classifier_name(network)}:input"
+    if asked in own_meanings(network):
+        return own_meanings(network)[asked]
+    modules = _modules(network)
+    if asked not in modules and is_meaning(asked):
+        return known_meaning(network, asked)
     if LayerAddress.parse(asked).module not in modules:
         raise UnknownNameError(
             "layer",
@@ -108,31 +168,73 @@ def resolve_layer(network: nn.Module, asked: str) -> str:
     return asked
 
 
-def find_classifier(network: nn.Module) -> Classifier:
-    """The live weight and bias of the last ``nn.Linear``.
+def read_logits(network: nn.Module, output: Any) -> Tensor:  # noqa: ANN401  (as networks give it)
+    """The logits in what a network gave: ``(B, K)``.
+
+    A tensor is taken as it is. Of a mapping or an object, ``logits``. Of a tuple or list, its
+    tensors with two axes: the only one, or the first where the others have another width, or
+    belong to auxiliary classifiers (Inception's and GoogLeNet's: the network has an ``aux...``
+    part); the mean of the two of a distilled transformer in training, as it gives itself
+    otherwise (Touvron et al. 2021, https://arxiv.org/abs/2012.12877, section 4).
 
     Raises:
-        ModelError: if there is none.
+        ModelError: if no logits can be told from it; the message says what came.
     """
-    module = network.get_submodule(_classifier_name(network))
-    assert isinstance(module, nn.Linear)
-    return Classifier(module.weight, module.bias)
-
-
-def _aliases(network: nn.Module) -> Mapping[str, str]:
-    return getattr(network, "layer_aliases", {})
-
-
-def _classifier_name(network: nn.Module) -> str:
-    linear: list[str] = [
-        name for name, module in network.named_modules() if isinstance(module, nn.Linear)
-    ]
-    if not linear or not linear[-1]:
+    kind = type(network).__name__
+    found: Any = output
+    if isinstance(output, Mapping):
+        if "logits" not in output:
+            raise ModelError(
+                f"{kind} gives a mapping of {', '.join(map(repr, output))}; let it hold the class "
+                "scores (batch, classes) as 'logits'"
+            )
+        found = output["logits"]
+    elif not isinstance(output, Tensor) and hasattr(output, "logits"):
+        found = output.logits
+    elif isinstance(output, tuple | list):
+        found = _main_head(network, output)
+    if not isinstance(found, Tensor):
         raise ModelError(
-            f"{type(network).__name__} has no nn.Linear as its classifier; name the layer that is "
-            "meant by its own name (`limbeck inspect MODEL` lists them)"
+            f"{kind} must give logits of shape (batch, classes); got {type(found).__name__}. "
+            "Return a tensor, a mapping with 'logits', or an object with .logits"
         )
-    return linear[-1]
+    if found.ndim == 4 and found.shape[2:] == (1, 1):
+        raise ModelError(
+            f"{kind} gives logits of shape {tuple(found.shape)} and must give (batch, classes); "
+            "flatten them: nn.Sequential(network, nn.Flatten())"
+        )
+    if found.ndim != 2:
+        raise ModelError(
+            f"{kind} must give logits of shape (batch, classes); got {tuple(found.shape)}. "
+            "Pool and flatten what it gives, or make it with a classifier (num_classes)"
+        )
+    return found
+
+
+def _main_head(network: nn.Module, output: Sequence[Any]) -> Tensor:
+    """The logits among several outputs."""
+    kind = type(network).__name__
+    heads = [(k, v) for k, v in enumerate(output) if isinstance(v, Tensor) and v.ndim == 2]
+    if not heads:
+        forms = ", ".join(
+            str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in output
+        )
+        raise ModelError(
+            f"{kind} gives ({forms}), and none of these is logits of shape (batch, classes); "
+            "return them first"
+        )
+    _, first = heads[0]
+    if len(heads) == 2 and getattr(network, "distilled_training", False):
+        return (first + heads[1][1]) / 2
+    equal = [k for k, value in heads if value.shape == first.shape]
+    auxiliary = any(name.casefold().startswith("aux") for name, _ in network.named_children())
+    if len(equal) > 1 and not auxiliary:
+        raise ModelError(
+            f"{kind} gives {len(equal)} outputs of shape {tuple(first.shape)} (numbers "
+            f"{', '.join(map(str, equal))}), and which are its logits it does not say; return the "
+            "one that counts, or a mapping with 'logits'"
+        )
+    return first
 
 
 class _StopForward(Exception):  # noqa: N818  (a signal, never seen outside)
@@ -147,12 +249,16 @@ class _Store:
     """
 
     def __init__(self, asked: Sequence[str], *, stop: bool) -> None:
-        self.asked = tuple(asked)
         self.stop = stop
         self.active = True
         # Per layer: must it be cloned, because something later writes over it in place?
         # Unknown until one forward pass has been seen.
         self.overwritten: dict[str, bool] = {}
+        self.ask(asked)
+
+    def ask(self, names: Sequence[str]) -> None:
+        """Wait for these layers from now on."""
+        self.asked = tuple(dict.fromkeys(names))
         self.clear()
 
     def clear(self) -> None:
@@ -209,10 +315,17 @@ class FeatureTap:
     A tensor that is overwritten in place after it was tapped is returned as it was. A copy of
     the network alone has dead hooks; a copy of the tap and its network together works.
 
+    A meaning that only a run can tell is settled by a dry pass at the first call.
+
     Args:
         network: any module; it is not changed.
-        layers: addresses or meanings; :attr:`TapReading.features` answers to the same names.
+        layers: addresses or meanings; :attr:`TapReading.features` answers to the same names, and
+            for ``stage*`` to ``stage1``, ``stage2`` ...
         stop: end the forward pass once every layer has been read.
+
+    Attributes:
+        addresses: what was asked for to its exact address; all of them from the first call on.
+        reasons: for those that a rule had to find, why there; empty for all others.
 
     Raises:
         UnknownNameError: with the nearest names, for a misspelt layer.
@@ -229,19 +342,48 @@ class FeatureTap:
         self, network: nn.Module, layers: Sequence[str] = (), *, stop: bool = False
     ) -> None:
         self.network = network
-        self.addresses = {asked: resolve_layer(network, asked) for asked in layers}
-        self._store = _Store(list(self.addresses), stop=stop and bool(layers))
+        known = {asked: _known_address(network, asked) for asked in layers}
+        self.addresses: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
+        self._asked = tuple(known)
+        self._unsettled = [asked for asked, address in known.items() if address is None]
+        self._store = _Store(self._asked, stop=stop and bool(layers))
         self._handles: list[RemovableHandle] = []
-        modules = dict(network.named_modules())
-        for asked, text in self.addresses.items():
-            address = LayerAddress.parse(text)
-            hook = _Hook(self._store, asked, address)
-            module = modules[address.module]
-            self._handles.append(
-                module.register_forward_pre_hook(hook)
-                if address.takes_input
-                else module.register_forward_hook(hook)
-            )
+        for asked, address in known.items():
+            if address is not None:
+                self._hook(asked, address)
+
+    def _hook(self, asked: str, text: str) -> None:
+        self.addresses[asked] = text
+        address = LayerAddress.parse(text)
+        hook = _Hook(self._store, asked, address)
+        module = self.network.get_submodule(address.module)
+        self._handles.append(
+            module.register_forward_pre_hook(hook)
+            if address.takes_input
+            else module.register_forward_hook(hook)
+        )
+
+    def settle(self, image: Tensor) -> None:
+        """Find the layers that only a run can tell; the first call does it by itself.
+
+        Args:
+            image: ``(B, C, H, W)`` as the network takes it.
+        """
+        active, self._store.active = self._store.active, False
+        try:
+            found = {asked: find_meanings(self.network, asked, image) for asked in self._unsettled}
+        finally:
+            self._store.active = active
+        for meanings in found.values():
+            for name, meaning in meanings.items():
+                if name in self.addresses:  # asked for by itself as well
+                    continue
+                self._hook(name, meaning.address)
+                if meaning.reason:
+                    self.reasons[name] = meaning.reason
+        self._store.ask([name for asked in self._asked for name in found.get(asked, [asked])])
+        self._unsettled = []
 
     def __enter__(self) -> Self:
         return self
@@ -256,6 +398,9 @@ class FeatureTap:
         memo[id(self)] = copied
         copied.network = deepcopy(self.network, memo)
         copied.addresses = dict(self.addresses)
+        copied.reasons = dict(self.reasons)
+        copied._asked = self._asked
+        copied._unsettled = list(self._unsettled)
         copied._store = deepcopy(self._store, memo)
         copied._store.active = True
         copied._handles = deepcopy(self._handles, memo)
@@ -275,7 +420,10 @@ class FeatureTap:
         Raises:
             TapError: if a layer did not run, ran more than once where once was meant, gave no
                 tensor, or is overwritten in place in this pass and was not in the first one.
+            UnknownNameError: at the first call, if there is no layer of the meaning asked for.
         """
+        if self._unsettled:
+            self.settle(image)
         store = self._store
         store.clear()
         stopped = False
@@ -321,11 +469,13 @@ class ObservedNetwork(nn.Module):
     """A network with its own normalisation and its taps: images in [0, 1] in, Outputs out.
 
     Args:
-        network: images to logits ``(B, K)``.
-        normalization: the network's own.
+        network: images to logits ``(B, K)``, in any form that :func:`read_logits` reads.
+        normalization: the network's own; also its size and channels.
         layers: what :attr:`Outputs.features` holds.
         classifier: whether :attr:`Outputs.classifier` is filled.
         stop: end the forward pass after the last tapped layer; there are no logits then.
+        classes: which of the network's classes are the data's, in the data's order; None where
+            they are the same. Logits and classifier hold these alone.
     """
 
     def __init__(
@@ -336,30 +486,96 @@ class ObservedNetwork(nn.Module):
         layers: Sequence[str] = (),
         classifier: bool = False,
         stop: bool = False,
+        classes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.normalize = Normalize(normalization or Normalization())
         self.tap = FeatureTap(network, layers, stop=stop)
         self.with_classifier = classifier
+        self.classes = _Classes(classes)
+        self._classifier_name: str | None = None
+
+    @property
+    def classifier_name(self) -> str | None:
+        """The name of the layer that :attr:`Outputs.classifier` is of; None before the first."""
+        return self._classifier_name
 
     def forward(self, image: Tensor, views: Mapping[str, Tensor] | None = None) -> Outputs:
         """Outputs for ``(B, C, H, W)`` images and for each of their further views."""
-        reading = self.tap(self.normalize(image))
-        missing = ""
+        image = self.normalize(image)
+        reading = self.tap(image)
+        logits, missing = None, ""
         if reading.stopped:
             last = list(reading.features)[-1]
             missing = f"the forward pass was stopped after layer {last!r}"
-        elif not isinstance(reading.output, Tensor) or reading.output.ndim != 2:
-            shape = getattr(reading.output, "shape", type(reading.output).__name__)
-            raise ModelError(
-                f"{type(self.network).__name__} must give logits of shape (batch, classes); "
-                f"got {shape}"
-            )
+        else:
+            logits = self.classes(read_logits(self.network, reading.output))
         return Outputs(
-            reading.output,
+            logits,
             features=reading.features,
-            classifier=find_classifier(self.network) if self.with_classifier else None,
+            classifier=self._classifier(image) if self.with_classifier else None,
             views={name: self(view) for name, view in (views or {}).items()},
             missing=missing,
         )
+
+    def _classifier(self, image: Tensor) -> Classifier:
+        if self._classifier_name is None:
+            self._classifier_name = classifier_name(self.network, image)
+        found = _classifier(self.network, self._classifier_name)
+        bias = None if found.bias is None else self.classes(found.bias, dim=0)
+        return Classifier(self.classes(found.weight, dim=0), bias)
+
+
+class LogitNetwork(nn.Module):
+    """The same network for its answers alone: images in [0, 1] to logits ``(B, K)``.
+
+    Args:
+        network: as for :class:`ObservedNetwork`.
+        normalization: the network's own.
+        classes: which of its classes are the data's; None for all.
+
+    Example:
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 5))
+        >>> LogitNetwork(network, classes=[4, 0])(torch.rand(3, 1, 2, 2)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        normalization: Normalization | None = None,
+        classes: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.normalize = Normalize(normalization or Normalization())
+        self.classes = _Classes(classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(B, C, H, W)`` in [0, 1] to ``(B, K)``."""
+        logits = read_logits(self.network, self.network(self.normalize(image)))
+        chosen: Tensor = self.classes(logits)
+        return chosen
+
+
+class _Classes(nn.Module):
+    """Chosen rows or columns; the choice follows the device and is no state."""
+
+    index: Tensor
+
+    def __init__(self, classes: Sequence[int] | None) -> None:
+        super().__init__()
+        self.highest = -1 if classes is None else max(classes)
+        self.register_buffer("index", torch.tensor(list(classes or ())), persistent=False)
+
+    def forward(self, values: Tensor, dim: int = 1) -> Tensor:
+        if self.highest < 0:
+            return values
+        if self.highest >= values.shape[dim]:
+            raise ModelError(
+                f"the class map asks for class {self.highest}, and the network has the "
+                f"{values.shape[dim]} classes 0 to {values.shape[dim] - 1}; mend the class map"
+            )
+        return values.index_select(dim, self.index)

@@ -28,6 +28,8 @@ class Teacher(nn.Module):
         normalization: the teacher's own; None leaves images in [0, 1].
         layers: what :attr:`Outputs.features` holds, by address or meaning.
         classifier: whether :attr:`Outputs.classifier` is filled.
+        classes: which of the network's classes are the data's, in the data's order; None where
+            they are the same.
 
     Example:
         >>> teacher = Teacher(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
@@ -44,6 +46,7 @@ class Teacher(nn.Module):
         normalization: Normalization | None = None,
         layers: Sequence[str] = (),
         classifier: bool = False,
+        classes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.observed = ObservedNetwork(
@@ -51,6 +54,7 @@ class Teacher(nn.Module):
             normalization=normalization,
             layers=layers,
             classifier=classifier,
+            classes=classes,
         )
         self.eval()
 

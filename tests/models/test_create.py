@@ -109,7 +109,8 @@ def test_the_table_holds_every_network_of_the_zoo_under_its_own_name():
 
 def test_every_file_of_the_package_but_the_tools_is_a_family():
     files = {info.name for info in pkgutil.iter_modules(models.__path__)}
-    tools = {"create", "published", "summary", "vision", "weights"}
+    tools = {"create", "pretrained", "published", "ready", "summary"}
+    tools |= {"vision", "vision_zoo", "weights"}
     assert files - tools == {family.__name__.rpartition(".")[2] for family in FAMILIES}
 
 

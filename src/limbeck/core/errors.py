@@ -92,13 +92,22 @@ class UnknownNameError(LimbeckError, KeyError):
         name: what came.
         known: every name that would have been accepted.
         hint: one more sentence on what to do.
+        near: the nearest of them, where spelling alone does not tell; None goes by spelling.
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        known: Iterable[str],
+        *,
+        hint: str = "",
+        near: Sequence[str] | None = None,
+    ) -> None:
         self.kind = kind
         self.name = name
         self.known = tuple(known)
-        near = nearest_names(name, self.known)
+        near = nearest_names(name, self.known) if near is None else near
         listed = ", ".join(self.known[:24]) + (", ..." if len(self.known) > 24 else "")
         message = f"no {kind} called {name!r}"
         if near:

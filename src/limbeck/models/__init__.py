@@ -1,17 +1,32 @@
-"""Networks: the zoo, creating one by name, its weights, published weights, its summary."""
+"""Networks by name: the zoo, timm, torchvision, one's own; their weights; their summary."""
 
-from limbeck.models.create import MODELS, create_model
+from limbeck.models.create import MODELS, create_model, open_model
 from limbeck.models.published import published_network
+from limbeck.models.ready import make_ready
 from limbeck.models.summary import LayerSummary, ModelSummary, summarise
-from limbeck.models.weights import load_weights, save_weights
+from limbeck.models.vision_zoo import OpenedModel, is_vision_name
+from limbeck.models.weights import (
+    fill_network,
+    load_weights,
+    read_weights,
+    save_weights,
+    without_prefix,
+)
 
 __all__ = [
     "MODELS",
     "LayerSummary",
     "ModelSummary",
+    "OpenedModel",
     "create_model",
+    "fill_network",
+    "is_vision_name",
     "load_weights",
+    "make_ready",
+    "open_model",
     "published_network",
+    "read_weights",
     "save_weights",
     "summarise",
+    "without_prefix",
 ]

@@ -1,4 +1,4 @@
-"""A network from its name: one of the zoo, or a function of the user's own."""
+"""A network from its name: one of the zoo, of timm or torchvision, or the user's own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from limbeck.core.errors import ModelError, UnknownNameError, nearest_names
+from limbeck.core.errors import ModelError, nearest_names
 from limbeck.models.cifar_resnet import (
     resnet8,
     resnet8x4,
@@ -51,9 +51,10 @@ from limbeck.models.plane_cnn import (
 from limbeck.models.shufflenetv1 import shufflev1
 from limbeck.models.shufflenetv2 import shufflev2
 from limbeck.models.vgg import vgg8, vgg11, vgg13, vgg16, vgg19
+from limbeck.models.vision_zoo import OpenedModel, is_vision_name, open_vision, unknown_model
 from limbeck.models.wrn import wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 
-__all__ = ["MODELS", "create_model"]
+__all__ = ["MODELS", "create_model", "open_model"]
 
 # Names as the tables of the benchmark write them; each function has its name in lower case.
 MODELS: Final[Mapping[str, Callable[..., nn.Module]]] = MappingProxyType(
@@ -111,10 +112,11 @@ def create_model(
     The caller's random streams stay where they are.
 
     Args:
-        name: one of :data:`MODELS`; or ``file.py:function`` or ``module:function``, a function
-            that is called with ``num_classes`` (and ``in_chans``, if it takes that) and returns
-            an ``nn.Module``. What it imports is looked up beside the file, or for a module in
-            the current folder, as Python itself would.
+        name: one of :data:`MODELS`; ``timm/NAME`` or ``torchvision/NAME``, and timm's
+            ``hf-hub:OWNER/NAME`` and ``local-dir:FOLDER``; or ``file.py:function`` or
+            ``module:function``, a function that is called with ``num_classes`` (and ``in_chans``,
+            if it takes that) and returns an ``nn.Module``. What it imports is looked up beside
+            the file, or for a module in the current folder, as Python itself would.
         num_classes: outputs, ``>= 1``.
         in_chans: channels of the images, ``>= 1``.
         seed: of the weights.
@@ -122,15 +124,54 @@ def create_model(
             here and now; never for a name that stands in a file.
 
     Raises:
-        UnknownNameError: with the nearest names, if the zoo has no such network.
-        ModelError: if the function may not run, is not there, fails, or returns something else.
+        UnknownNameError: with the nearest names, if there is no such network.
+        ModelError: if the function may not run, is not there, fails, or returns something else;
+            or if timm or torchvision are needed and cannot be used.
 
     Example:
         >>> network = create_model("resnet20", num_classes=100)
         >>> sum(p.numel() for p in network.parameters())
         278324
     """
-    if num_classes < 1 or in_chans < 1:
+    opened = open_model(
+        name, num_classes=num_classes, in_chans=in_chans, seed=seed, allow_code=allow_code
+    )
+    return opened.network
+
+
+def open_model(
+    name: str,
+    *,
+    num_classes: int | None,
+    in_chans: int | None = 3,
+    data_size: tuple[int, int] | None = None,
+    img_size: tuple[int, int] | None = None,
+    pretrained: bool = False,
+    own_size: bool = False,
+    model_kwargs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    allow_code: bool = False,
+) -> OpenedModel:
+    """What :func:`create_model` gives, and what the network wants of its images.
+
+    Args:
+        name: see :func:`create_model`.
+        num_classes: outputs; None for those of the published weights.
+        in_chans: channels; None for those of the published weights.
+        data_size: height and width of the images there are.
+        img_size: height and width to feed it; None decides by the network and its weights.
+        pretrained: with the weights that timm or torchvision publish.
+        own_size: feed it what it was published for; see
+            :func:`limbeck.models.vision_zoo.open_vision`.
+        model_kwargs: further arguments of timm's or torchvision's function.
+        seed: of the weights that are not published.
+        allow_code: see :func:`create_model`.
+
+    Raises:
+        UnknownNameError: with the nearest names, if there is no such network.
+        ModelError: as for :func:`create_model`; or if there are no weights, or none in reach.
+    """
+    if (num_classes is not None and num_classes < 1) or (in_chans is not None and in_chans < 1):
         raise ModelError(
             "a network needs at least one class and one channel; got "
             f"num_classes={num_classes}, in_chans={in_chans}"
@@ -138,13 +179,31 @@ def create_model(
     # The CPU's stream alone is used: forking CUDA's would start CUDA in every process.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        if ":" in name:
-            return _create_own(name, num_classes, in_chans, allow_code=allow_code)
-        if name not in MODELS:
-            raise UnknownNameError(
-                "model", name, MODELS, hint="For a network of your own give file.py:function."
+        if is_vision_name(name):
+            return open_vision(
+                name,
+                num_classes=num_classes,
+                in_chans=in_chans,
+                data_size=data_size,
+                img_size=img_size,
+                pretrained=pretrained,
+                own_size=own_size,
+                model_kwargs=model_kwargs,
+                zoo=MODELS,
             )
-        return MODELS[name](num_classes=num_classes, in_chans=in_chans)
+        if pretrained or model_kwargs or num_classes is None or in_chans is None:
+            raise ModelError(
+                f"model {name!r} has no published weights of its own and takes no model_kwargs; "
+                "these are for timm's and torchvision's networks (timm/NAME, torchvision/NAME). "
+                "Give a file of weights instead"
+            )
+        if ":" in name:
+            network = _create_own(name, num_classes, in_chans, allow_code=allow_code)
+        elif name in MODELS:
+            network = MODELS[name](num_classes=num_classes, in_chans=in_chans)
+        else:
+            raise unknown_model(name, MODELS)
+    return OpenedModel(network, None, img_size, in_chans, num_classes)
 
 
 def _create_own(name: str, num_classes: int, in_chans: int, *, allow_code: bool) -> nn.Module:

@@ -11,6 +11,7 @@ from limbeck.data.images import (
     UNLABELLED_NAME,
     DataBundle,
     ImageSet,
+    joint_fingerprint,
     measure_normalization,
     some,
     to_channels,
@@ -178,6 +179,13 @@ def test_bundle_fingerprint_tells_splits_apart(bundle, make_images):
         variant(train=make_images(7)),
     }
     assert len(others | {bundle.fingerprint()}) == 5
+
+
+def test_each_split_has_its_own_fingerprint_and_they_make_the_whole(bundle, make_images):
+    prints = bundle.split_fingerprints()
+    assert prints == {"train": bundle.train.fingerprint(), "test": bundle.test.fingerprint()}
+    assert joint_fingerprint(prints) == bundle.fingerprint()
+    assert joint_fingerprint(prints | {"test": "other"}) != bundle.fingerprint()
 
 
 def test_splits_of_other_classes_or_shapes_are_refused(bundle, make_images):

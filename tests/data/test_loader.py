@@ -7,6 +7,7 @@ from limbeck.core.errors import DataError, UnknownNameError
 from limbeck.data.augment import EpochTable
 from limbeck.data.config import AugmentConfig
 from limbeck.data.loader import VIEWS, TrainLoader, eval_batches
+from limbeck.data.randaugment import StrongTable
 
 AUGMENT = AugmentConfig(crop_padding=1, flip=True)
 
@@ -152,9 +153,19 @@ def test_a_view_is_another_draw_of_the_same_images(make_images):
         assert not torch.equal(batch.views["second"], batch.image)
 
 
+def test_the_strong_view_is_its_own_table_of_the_same_images(make_images):
+    images = make_images(12, shape=(3, 6, 6))
+    table = StrongTable.draw(AUGMENT, 12, seed=0, epoch=1, view="strong")
+    plain = list(loader_of(images).epoch(1))
+    for batch, without in zip(loader_of(images, views=["strong"]).epoch(1), plain, strict=True):
+        assert torch.equal(batch.image, without.image)
+        expected = table.apply(images.images[batch.index], batch.index) / 255
+        assert torch.equal(batch.views["strong"], expected)
+
+
 def test_an_unknown_view_is_refused_with_the_known_ones(make_images):
-    with pytest.raises(UnknownNameError, match=r"no view called 'strong'.*second"):
-        loader_of(make_images(9), views=["strong"])
+    with pytest.raises(UnknownNameError, match=r"no view called 'third'.*second, strong"):
+        loader_of(make_images(9), views=["third"])
 
 
 # -- images on disk ----------------------------------------------------------------------------

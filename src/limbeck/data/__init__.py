@@ -25,6 +25,7 @@ from limbeck.data.images import (
     to_channels,
 )
 from limbeck.data.loader import VIEWS, TrainLoader, eval_batches
+from limbeck.data.randaugment import StrongTable
 from limbeck.data.splits import keep_labels, stratified_split, stratified_subset
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "ImageSet",
     "ImageSource",
     "LazyImages",
+    "StrongTable",
     "TrainLoader",
     "build_data",
     "bundle_from_datasets",

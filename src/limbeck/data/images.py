@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,7 @@ __all__ = [
     "DataBundle",
     "ImageSet",
     "ImageSource",
+    "joint_fingerprint",
     "measure_normalization",
     "some",
     "to_channels",
@@ -222,10 +223,18 @@ class DataBundle:
         """Images by split and class; images without a class count as ``"(unlabelled)"``."""
         return {name: _count_classes(source) for name, source in self.splits.items()}
 
+    def split_fingerprints(self) -> dict[str, str]:
+        """Each split's own fingerprint."""
+        return {name: source.fingerprint() for name, source in self.splits.items()}
+
     def fingerprint(self) -> str:
         """A SHA-256 that changes with any split's images, labels or class names."""
-        parts = {name: source.fingerprint() for name, source in self.splits.items()}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return joint_fingerprint(self.split_fingerprints())
+
+
+def joint_fingerprint(splits: Mapping[str, str]) -> str:
+    """What :meth:`DataBundle.fingerprint` makes of :meth:`DataBundle.split_fingerprints`."""
+    return hashlib.sha256(json.dumps(dict(splits), sort_keys=True).encode()).hexdigest()
 
 
 def to_channels(images: Tensor, num_channels: int) -> Tensor:

@@ -5,7 +5,7 @@ N images of the set, B of one batch, C channels, H W spatial.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +17,13 @@ from limbeck.core.types import Batch, keyed_generator
 from limbeck.data.augment import EpochTable
 from limbeck.data.config import AugmentConfig
 from limbeck.data.images import ImageSource
+from limbeck.data.randaugment import StrongTable
 
 __all__ = ["VIEWS", "TrainLoader", "eval_batches"]
 
-VIEWS = ("second",)  # further views a batch can hold: a second draw of the same crop and flip
+# Further views a batch can hold: a second draw of the same crop and flip, and RandAugment and
+# Cutout behind a draw of its own.
+VIEWS = ("second", "strong")
 _FEWEST = 2  # images a process needs in a short last batch: statistics and relations need two
 
 
@@ -119,13 +122,14 @@ class TrainLoader:
             len(self.source), generator=keyed_generator(self.seed, epoch, "order")
         ).to(self.source.labels.device)
         chunks = [self._slice(order, step) for step in range(start_step, self.num_steps)]
-        tables = {
-            view: EpochTable.draw(
-                self.augment, len(self.source), seed=self.seed, epoch=epoch, view=view
-            ).to(self.device)
-            for view in ("", *self.views)
-        }
+        tables = {view: self._table(view, epoch) for view in ("", *self.views)}
         return self._batches(chunks, tables)
+
+    def _table(self, view: str, epoch: int) -> EpochTable | StrongTable:
+        """What one view of every image is in one epoch; "" is the batch's own."""
+        kind = StrongTable if view == "strong" else EpochTable
+        table = kind.draw(self.augment, len(self.source), seed=self.seed, epoch=epoch, view=view)
+        return table.to(self.device)
 
     def _slice(self, order: Tensor, step: int) -> Tensor:
         """This process's part of one global batch: positions ``(B,)``."""
@@ -134,7 +138,9 @@ class TrainLoader:
         start += self.rank * size
         return order[start : start + size]
 
-    def _batches(self, chunks: list[Tensor], tables: dict[str, EpochTable]) -> Iterator[Batch]:
+    def _batches(
+        self, chunks: list[Tensor], tables: Mapping[str, EpochTable | StrongTable]
+    ) -> Iterator[Batch]:
         for raw in _raw_batches(self.source, chunks, self.workers, self.device):
             seen = {
                 view: _to_unit(table.apply(raw.image, raw.index)) for view, table in tables.items()

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from limbeck.core.errors import ShapeError
-from limbeck.functional.hints import hint_loss, valid_convolution
+from limbeck.functional.hints import hint_loss, rescaling_convolution, valid_convolution
 
 
 def test_it_is_the_mean_square_in_plain_loops(generator):
@@ -84,3 +84,24 @@ def test_vectors_and_tokens_are_refused(shape):
 
 def test_the_convolution_is_plain():
     assert type(valid_convolution(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3))) is nn.Conv2d
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "kind"),
+    [
+        ((8, 6), (4, 3), nn.Conv2d),
+        ((4, 3), (8, 6), nn.ConvTranspose2d),
+        ((4, 4), (4, 4), type(None)),
+        ((7, 7), (4, 4), type(None)),
+        ((8, 4), (4, 4), type(None)),
+        ((8,), (4,), type(None)),
+    ],
+)
+def test_a_map_is_halved_or_doubled_where_that_gives_the_teachers_shape(student, teacher, kind):
+    features = torch.zeros(2, 3, *student), torch.zeros(2, 6, *teacher)
+    convolution = rescaling_convolution(*features)
+    assert type(convolution) is kind
+    if convolution is not None:
+        assert convolution(features[0]).shape == features[1].shape
+        assert convolution.bias is not None
+        assert rescaling_convolution(*features, bias=False).bias is None

@@ -1,13 +1,15 @@
 """What every method inherits."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from limbeck.core.errors import SettingsError, UnknownNameError
+from limbeck.core.errors import ModelError, SettingsError, UnknownNameError
 from limbeck.core.types import Batch, Outputs, Progress
-from limbeck.methods.base import Method, MethodConfig, Needs, Probe, cross_entropy
+from limbeck.methods.base import BatchNormInfo, Method, MethodConfig, Needs, Probe, cross_entropy
 
 
 @pytest.fixture
@@ -93,6 +95,14 @@ def test_a_probe_names_the_nearest_layer(probe):
         probe.feature("teacher", "stage_1")
 
 
+def test_a_layer_without_batch_norm_is_named_with_the_ways_out(probe):
+    with pytest.raises(ModelError, match=r"no batch-norm gives the teacher's layer 'stage1'.*off"):
+        probe.batch_norm("stage1")
+    info = BatchNormInfo(name="bn", weight=torch.ones(3), bias=torch.zeros(3))
+    known = dataclasses.replace(probe, teacher_batch_norms={"stage1": info})
+    assert known.batch_norm("stage1") is info
+
+
 def test_a_method_asks_for_logits_of_both_networks_unless_it_says_more(probe):
     config = MethodConfig()
     assert Plain.needs(config) == Needs()
@@ -111,6 +121,10 @@ def test_a_method_prepares_nothing_and_deploys_the_student_itself():
 
     method.prepare(teacher, [])
     assert method.deployed(student) is student
+
+
+def test_a_method_that_attaches_to_no_layer_describes_nothing():
+    assert Plain(MethodConfig()).describe() == ()
 
 
 def test_a_method_without_a_loss_says_so():

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.core.errors import SettingsError, ShapeError
+from limbeck.functional.logits import check_logits, check_temperature
 from limbeck.functional.precision import widened
 
-__all__ = ["kd_loss"]
+__all__ = ["kd_loss", "softened_kl"]
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
@@ -44,18 +44,25 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: floa
         >>> kd_loss(student, student, temperature=4.0).item()
         0.0
     """
-    if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
-        raise ShapeError(
-            "student and teacher logits must both be (batch, classes) and equal in shape; "
-            f"got student {tuple(student_logits.shape)}, teacher {tuple(teacher_logits.shape)}. "
-            "If only the class counts differ, the two networks have different heads"
-        )
-    if not temperature > 0:
-        raise SettingsError(
-            f"the temperature must be above 0, got {temperature}; 1 leaves the probabilities as "
-            "they are, and higher ones soften them"
-        )
+    check_logits(student_logits, teacher_logits)
+    check_temperature(temperature)
+    return softened_kl(student_logits, teacher_logits, temperature).mean()
+
+
+def softened_kl(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor
+) -> Tensor:
+    r"""Each image's KL(teacher || student) at temperature T, times T squared; nothing is checked.
+
+    Args:
+        student_logits: ``(B, K)``, raw.
+        teacher_logits: the same shape; receives no gradient.
+        temperature: ``> 0``; a scalar tensor may receive one.
+
+    Returns:
+        ``(B,)`` in nats, float32 or wider, ``>= 0``.
+    """
     student_log_p = F.log_softmax(widened(student_logits) / temperature, dim=1)
     teacher_log_p = F.log_softmax(widened(teacher_logits.detach()) / temperature, dim=1)
-    divergence = F.kl_div(student_log_p, teacher_log_p, reduction="batchmean", log_target=True)
-    return divergence * temperature**2
+    divergence = F.kl_div(student_log_p, teacher_log_p, reduction="none", log_target=True)
+    return divergence.sum(dim=1) * temperature**2

@@ -1,4 +1,4 @@
-"""What the forms of FitNets share: the distance of two feature maps, and a fitting convolution.
+"""What the forms of FitNets share: the distance of two feature maps, and fitting convolutions.
 
 B batch, C channels, H W spatial.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from limbeck.core.errors import ShapeError
 from limbeck.functional.precision import widened
 
-__all__ = ["hint_loss", "valid_convolution"]
+__all__ = ["hint_loss", "rescaling_convolution", "valid_convolution"]
 
 
 def hint_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
@@ -47,6 +47,38 @@ def hint_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
             "student's to the teacher's channels and size first, by a convolution for example"
         )
     return F.mse_loss(widened(student_feature), widened(teacher_feature.detach()))
+
+
+def rescaling_convolution(
+    student_feature: Tensor, teacher_feature: Tensor, *, bias: bool = True
+) -> nn.Conv2d | nn.ConvTranspose2d | None:
+    """The convolution that halves or doubles the student's map, where that gives the teacher's.
+
+    3x3 with stride 2 where the student's map is twice the teacher's along both axes, a transposed
+    4x4 with stride 2 where it is half, None otherwise and where a feature is no map.
+
+    Args:
+        student_feature: ``(B, C, H, W)``; only the shape counts.
+        teacher_feature: ``(B, C', H', W')``.
+        bias: of the convolution.
+
+    Source:
+        RepDistiller (Tian et al., ICLR 2020, https://arxiv.org/abs/1910.10699).
+
+    Example:
+        >>> import torch
+        >>> rescaling_convolution(torch.zeros(1, 4, 6, 6), torch.zeros(1, 9, 3, 3))
+        Conv2d(4, 9, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
+    """
+    if student_feature.ndim != 4 or teacher_feature.ndim != 4:
+        return None
+    channels = student_feature.shape[1], teacher_feature.shape[1]
+    student_size, teacher_size = student_feature.shape[2:], teacher_feature.shape[2:]
+    if student_size == tuple(2 * size for size in teacher_size):
+        return nn.Conv2d(*channels, kernel_size=3, stride=2, padding=1, bias=bias)
+    if teacher_size == tuple(2 * size for size in student_size):
+        return nn.ConvTranspose2d(*channels, kernel_size=4, stride=2, padding=1, bias=bias)
+    return None
 
 
 def valid_convolution(student_feature: Tensor, teacher_feature: Tensor) -> nn.Conv2d:

@@ -7,21 +7,31 @@ to save beside it. It knows layer *names*, never model classes.
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, Self, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from limbeck.core.errors import UnknownNameError
+from limbeck.core.errors import ModelError, UnknownNameError
 from limbeck.core.settings import Settings
 from limbeck.core.types import UNLABELLED, Batch, LossTerms, Outputs, Progress
 from limbeck.functional.precision import widened
 
-__all__ = ["Method", "MethodConfig", "MethodEntry", "Needs", "Probe", "Stage", "cross_entropy"]
+__all__ = [
+    "BatchNormInfo",
+    "Method",
+    "MethodConfig",
+    "MethodEntry",
+    "Needs",
+    "Probe",
+    "Stage",
+    "cross_entropy",
+]
 
 
 class MethodConfig(Settings):
@@ -43,10 +53,13 @@ class Needs:
 
     Attributes:
         teacher: whether there must be one.
-        student_layers: names tapped on the student; ``Outputs.features`` answers to these names.
+        student_layers: names tapped on the student; ``Outputs.features`` answers to these names,
+            and for ``stage*`` to those of the network's stages (:meth:`Probe.layers` lists them).
         teacher_layers: the same on the teacher.
         student_classifier: whether ``Outputs.classifier`` of the student is filled.
         teacher_classifier: the same of the teacher.
+        teacher_batch_norms: whether :meth:`Probe.batch_norm` knows what stands before the
+            teacher's layers.
         views: names of further views the batch must hold.
         stop_student: end the student's forward pass once its last layer was tapped, so that
             nothing behind it runs, learns, or moves a batch-norm statistic.
@@ -57,8 +70,24 @@ class Needs:
     teacher_layers: tuple[str, ...] = ()
     student_classifier: bool = False
     teacher_classifier: bool = False
+    teacher_batch_norms: bool = False
     views: tuple[str, ...] = ()
     stop_student: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNormInfo:
+    """The batch-norm that gives a layer its values, or the last to add to them.
+
+    Attributes:
+        name: of the module in its network.
+        weight: ``(C,)``, gamma.
+        bias: ``(C,)``, beta.
+    """
+
+    name: str
+    weight: Tensor
+    bias: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +101,22 @@ class Probe:
         teacher: the teacher's.
         num_classes: of the data.
         num_images: in the training set.
+        labels: ``(N,)`` int64, of the training images in their order, -1 where unknown; None where
+            nobody gave them.
+        student_addresses: of the student's tapped layers, by name, as its modules are called.
+        student_classifier_name: of the module that ``student.classifier`` is of; None where that
+            was not asked for.
+        teacher_batch_norms: by tapped teacher layer; a layer without one is not among them.
     """
 
     student: Outputs
     teacher: Outputs
     num_classes: int
     num_images: int
+    labels: Tensor | None = None
+    student_addresses: Mapping[str, str] = field(default_factory=dict)
+    student_classifier_name: str | None = None
+    teacher_batch_norms: Mapping[str, BatchNormInfo] = field(default_factory=dict)
 
     def feature(self, whose: str, layer: str) -> Tensor:
         """The dry batch's tensor of one tapped layer; ``whose`` is "student" or "teacher"."""
@@ -86,9 +125,45 @@ class Probe:
             raise UnknownNameError(f"tapped {whose} layer", layer, features)
         return features[layer]
 
+    def layers(self, whose: str, asked: Iterable[str]) -> tuple[str, ...]:
+        """Names of tapped layers: what was asked for, with ``stage*`` as the stages there are."""
+        features = (self.student if whose == "student" else self.teacher).features
+        names: list[str] = []
+        for name in asked:
+            prefix, every, rest = name.rpartition("stage*")
+            if not every or rest:
+                names.append(name)
+                continue
+            stage = re.compile(re.escape(prefix) + r"stage(\d+)")
+            found = [match for known in features if (match := stage.fullmatch(known))]
+            names += [match[0] for match in sorted(found, key=lambda match: int(match[1]))]
+        return tuple(dict.fromkeys(names))
+
+    def batch_norm(self, layer: str) -> BatchNormInfo:
+        """What stands before a tapped layer of the teacher.
+
+        Raises:
+            ModelError: if no batch-norm does.
+        """
+        if layer not in self.teacher_batch_norms:
+            raise ModelError(
+                f"no batch-norm gives the teacher's layer {layer!r} its values, as many channels "
+                "as it has; name a layer that is the output of one, or the input of the ReLU "
+                "behind it ('pre_activation:stage1'), use a teacher with batch-norm, or switch off "
+                "the term that needs it (`limbeck methods NAME` lists the settings)"
+            )
+        return self.teacher_batch_norms[layer]
+
 
 class Method(nn.Module, Generic[C]):
-    """Base of all methods. Final classes only: no method inherits from another."""
+    """Base of all methods. Final classes only: no method inherits from another.
+
+    Attributes:
+        buffers_kept_equal: names of buffers that the method itself keeps equal in all processes,
+            which DDP need not send from the first one in every step.
+    """
+
+    buffers_kept_equal: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: C) -> None:
         super().__init__()
@@ -112,6 +187,14 @@ class Method(nn.Module, Generic[C]):
         What it finds goes into buffers, so that it is in the checkpoint.
         """
         del teacher, batches
+
+    def describe(self) -> tuple[str, ...]:
+        """Where the method attached to the two networks, for people to read before training.
+
+        One line for each pair of layers, with their names as in :meth:`needs`, their shapes and
+        what stands between them; empty for a method that reads outputs alone.
+        """
+        return ()
 
     @abstractmethod
     def forward(

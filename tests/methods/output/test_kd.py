@@ -93,6 +93,35 @@ def test_unlabelled_images_count_for_the_teacher_alone():
     assert torch.equal(some.parts["kd"], terms().parts["kd"])
 
 
+def test_without_any_label_it_learns_from_the_teacher_alone():
+    """As KD whose cross-entropy weighs nothing, in value and in gradient."""
+    found, expected = [], []
+    for results, label, ce_weight in ((found, [-1, -1, -1], 0.1), (expected, [2, 3, 4], 0.0)):
+        student = ZS.clone().requires_grad_()
+        loss = terms(torch.tensor(label), student, ce_weight=ce_weight).total
+        loss.backward()
+        results += [loss.detach(), student.grad]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("standardize", [True, "population"])
+def test_standardising_changes_what_the_divergence_sees_alone(standardize):
+    found = terms(standardize=standardize)
+    assert torch.equal(found.parts["ce"], terms().parts["ce"])
+    correction = 0 if standardize == "population" else 1
+    seen = [
+        (z - z.mean(1, keepdim=True)) / z.std(1, correction=correction, keepdim=True)
+        for z in (ZS, ZT)
+    ]
+    expected = kd_loss(*seen, temperature=4.0)  # 1e-6: without the 1e-7 beside the deviation
+    torch.testing.assert_close(found.parts["kd"], expected, rtol=0, atol=1e-6)
+
+
+def test_no_other_deviation_is_known():
+    with pytest.raises(SettingsError, match="standardize"):
+        KDConfig(standardize="sample")
+
+
 @pytest.mark.parametrize("field", ["temperature", "ce_weight", "kd_weight"])
 def test_a_negative_setting_is_refused_by_name(field):
     with pytest.raises(SettingsError, match=field):

@@ -11,8 +11,11 @@ from scipy.spatial.distance import pdist, squareform
 
 from limbeck.core.errors import ShapeError
 from limbeck.core.types import Batch, Outputs, Progress
+from limbeck.functional.relations import angle_cosines, relative_distances
 from limbeck.losses import rkd_angle_loss, rkd_distance_loss
-from limbeck.methods.relation.rkd import RKD, RKDConfig, _cosines, _relative_distances
+from limbeck.methods.base import Probe
+from limbeck.methods.relation import rkd
+from limbeck.methods.relation.rkd import RKD, RKDConfig
 
 GOLDEN_FILE = Path(__file__).parents[2] / "golden" / "methods.json"
 GOLDEN = json.loads(GOLDEN_FILE.read_text("utf-8"))["rkd"]
@@ -42,7 +45,7 @@ def gradient(distance, angle):
 
 def mean_distance(embedding):
     """The divisor that was used, from one distance known otherwise."""
-    return (embedding[0] - embedding[1]).norm() / _relative_distances(embedding)[0, 1]
+    return (embedding[0] - embedding[1]).norm() / relative_distances(embedding)[0, 1]
 
 
 COMPUTED = {
@@ -58,10 +61,10 @@ COMPUTED = {
     "student's mean distance": lambda: mean_distance(S),
     "teacher's mean distance": lambda: mean_distance(T),
     **{
-        f"student's distance [0,{j}]": lambda j=j: _relative_distances(S)[0, j] * pdist(S).mean()
+        f"student's distance [0,{j}]": lambda j=j: relative_distances(S)[0, j] * pdist(S).mean()
         for j in (1, 2, 3)
     },
-    "student's cosine [0,1,2]": lambda: _cosines(S)[0, 1, 2],
+    "student's cosine [0,1,2]": lambda: angle_cosines(S)[0, 1, 2],
     "literal distance": lambda: rkd_distance_loss(SL, TL),
     "literal angle": lambda: rkd_angle_loss(SL, TL),
     "angle with equal rows": lambda: rkd_angle_loss(EQUAL, OTHER),
@@ -192,8 +195,27 @@ def test_a_teacher_with_equal_rows_gives_a_finite_loss(loss):
     assert torch.isfinite(student.grad).all()
 
 
+@pytest.mark.parametrize("most", [1, 40, 100])
+def test_corners_taken_in_chunks_give_the_same_value_and_gradient(most, generator, monkeypatch):
+    student, teacher = torch.randn(2, 7, 5, dtype=torch.float64, generator=generator)
+    found = []
+    for size in (rkd._MOST_ENTRIES, most):
+        monkeypatch.setattr(rkd, "_MOST_ENTRIES", size)
+        leaf = student.clone().requires_grad_()
+        value = rkd_angle_loss(leaf, teacher)
+        value.backward()
+        found.append((value, leaf.grad))
+    torch.testing.assert_close(found[0], found[1], **EXACT)
+
+
+def test_chunks_begin_where_the_docstring_says():
+    """All corners of 64 images of 512 features at once; 21 of 256."""
+    for size, width, at_once in ((64, 512, 64), (256, 512, 21)):
+        assert min(size, rkd._MOST_ENTRIES // (size * (size + width))) == at_once
+
+
 def test_equal_rows_do_not_enter_the_mean_distance():
-    distances = _relative_distances(EQUAL)
+    distances = relative_distances(EQUAL)
     torch.testing.assert_close(distances[0], tensor([0.0, 0.0, 1.0]), **EXACT)
 
 
@@ -238,6 +260,33 @@ def test_other_shapes_are_named(loss, student, teacher):
         loss(torch.zeros(student), torch.zeros(teacher))
 
 
+def probe_of(student, teacher):
+    return Probe(student=student, teacher=teacher, num_classes=3, num_images=20)
+
+
+def test_maps_and_tokens_are_averaged_over_their_places(generator):
+    """As their mean vectors, given as vectors."""
+    places = torch.randn(4, 9, 3, dtype=torch.float64, generator=generator)
+    tokens = torch.randn(4, 17, 5, dtype=torch.float64, generator=generator)
+    logits = torch.randn(4, 3, dtype=torch.float64, generator=generator)
+    batch = Batch(
+        index=torch.arange(4), image=torch.zeros(4, 1, 2, 2), label=torch.tensor([0, 1, -1, 2])
+    )
+    pairs = (
+        (places.transpose(1, 2).reshape(4, 3, 3, 3), tokens),
+        (sum(places.unbind(1)) / 9, sum(tokens.unbind(1)[1:]) / 16),
+    )
+    totals = []
+    for pair in pairs:
+        student, teacher = (Outputs(logits, features={"penultimate": f}) for f in pair)
+        method = RKD.from_probe(RKDConfig(), probe_of(student, teacher))
+        totals.append(method(batch, student, teacher, Progress()).total)
+        lines = method.describe()
+        assert len(lines) == 1
+    torch.testing.assert_close(*totals, **EXACT)
+    assert lines[0] == "student penultimate 3 -> teacher penultimate 5; no parameters"
+
+
 def test_the_total_weighs_the_three_terms(generator):
     logits = torch.randn(4, 3, dtype=torch.float64, generator=generator)
     batch = Batch(
@@ -245,7 +294,8 @@ def test_the_total_weighs_the_three_terms(generator):
     )
     student = Outputs(logits, features={"penultimate": S})
     teacher = Outputs(logits, features={"penultimate": T})
-    terms = RKD(RKDConfig())(batch, student, teacher, Progress())
+    method = RKD.from_probe(RKDConfig(), probe_of(student, teacher))
+    terms = method(batch, student, teacher, Progress())
     known = batch.label >= 0
     ce = F.cross_entropy(logits[known], batch.label[known])
     torch.testing.assert_close(terms.total, ce + 0.5107955276, rtol=0, atol=1e-9)

@@ -4,7 +4,8 @@ r"""RKD: keep the distances and angles between a batch's embeddings as the teach
     h\Big(\frac{d^s_{ij}}{\mu^s} - \frac{d^t_{ij}}{\mu^t}\Big) + w_a \, \frac{1}{B^3} \sum_{ijk}
     h(\cos \angle^s_{ijk} - \cos \angle^t_{ijk})
 
-where h is the Huber loss with threshold 1, d are Euclidean distances and mu is their mean.
+where h is the Huber loss with threshold 1, d are Euclidean distances and mu is their mean. A
+layer of maps or tokens is averaged over its places, without class and register tokens.
 
 Source: Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019,
     https://arxiv.org/abs/1904.05068; reductions as in its authors' code.
@@ -14,44 +15,54 @@ Differs from the source: means over all pairs and triplets of the batch, those o
     itself included, as in the authors' code, where the paper has sums. From that code: distances
     are computed from differences, and equal rows do not enter their mean; directions between rows
     that are equal up to rounding count as cosine 0 and give no gradient, where that code gives one
-    of 1e10; and a batch of one gives 0, not NaN.
+    of 1e10; and a batch of one gives 0, not NaN. RepDistiller gives vectors alone; the mean over
+    the places of other layers is ours.
 """
 
 from __future__ import annotations
 
-import torch
+from typing import Self
+
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from limbeck.core.errors import ShapeError
 from limbeck.core.types import Batch, LossTerms, Outputs, Progress
-from limbeck.functional.precision import widened
-from limbeck.methods.base import Method, MethodConfig, Needs
+from limbeck.functional.gather import gathered
+from limbeck.functional.relations import angle_cosines, check_embeddings, relative_distances
+from limbeck.methods.adapters import AlignedPair, Alignment, LayoutConfig, align
+from limbeck.methods.base import Method, MethodConfig, Needs, Probe
 
 __all__ = ["RKD", "RKDConfig", "rkd_angle_loss", "rkd_distance_loss"]
 
-# Two rows nearer than this many rounding errors of the batch's largest entry are the same row:
-# the direction between them is noise, and its gradient grows as one over their distance.
-_NUM_ROUNDING_ERRORS = 64
+# Of one network's angles at a time, with the ways that make them: 16 MB in float32. All of
+# B = 64 and D = 512, or 21 of 256 corners at D = 512.
+_MOST_ENTRIES = 2**22
 
 
 class RKDConfig(MethodConfig):
     """Settings of :class:`RKD`.
 
     Attributes:
-        student_layer: the student's embedding, one vector per image, by name or meaning.
+        student_layer: the student's embedding, by name or meaning.
         teacher_layer: the teacher's; its length may differ.
+        student_layout: how the student's layer lies, where its shape leaves it open.
+        teacher_layout: the same of the teacher's.
         ce_weight: of the cross-entropy with the labels.
         distance_weight: of the distances between pairs of images.
         angle_weight: of the angles in triplets of images.
+        gather: compare the images of all processes, where there are several.
     """
 
     student_layer: str = "penultimate"
     teacher_layer: str = "penultimate"
+    student_layout: LayoutConfig = LayoutConfig()
+    teacher_layout: LayoutConfig = LayoutConfig()
     ce_weight: NonNegativeFloat = 1.0
     distance_weight: NonNegativeFloat = 25.0
     angle_weight: NonNegativeFloat = 50.0
+    gather: bool = False
 
 
 def rkd_distance_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
@@ -75,16 +86,17 @@ def rkd_distance_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> T
         >>> rkd_distance_loss(student, 4 * student).item()
         0.0
     """
-    _check(student_embedding, teacher_embedding)
-    teacher = _relative_distances(teacher_embedding.detach())
-    return F.smooth_l1_loss(_relative_distances(student_embedding), teacher)
+    check_embeddings(student_embedding, teacher_embedding)
+    teacher = relative_distances(teacher_embedding.detach())
+    return F.smooth_l1_loss(relative_distances(student_embedding), teacher)
 
 
 def rkd_angle_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
     r"""Huber loss between the two networks' cosines of angles in triplets; see the module.
 
     Invariant to translation, rotation and one scale for all rows. Needs ``O(B^2 D + B^3)``
-    memory: 5 MB in float32 at B = 64 and D = 256, 200 MB at 256 and 512.
+    memory, 9 MB in float32 at B = 64 and D = 512, a few times; from 16 MB on the corners of the
+    angles are taken in chunks, and computed again for the backward pass instead of being kept.
 
     Args:
         student_embedding: ``(B, D)``.
@@ -103,51 +115,61 @@ def rkd_angle_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tens
         >>> rkd_angle_loss(student, student + 5).item()
         0.0
     """
-    _check(student_embedding, teacher_embedding)
-    return F.smooth_l1_loss(_cosines(student_embedding), _cosines(teacher_embedding.detach()))
-
-
-def _check(student_embedding: Tensor, teacher_embedding: Tensor) -> None:
-    embeddings = student_embedding, teacher_embedding
-    if any(e.ndim != 2 for e in embeddings) or len(student_embedding) != len(teacher_embedding):
-        raise ShapeError(
-            "student and teacher embedding must both be (batch, features), of the same batch; got "
-            f"student {tuple(student_embedding.shape)}, teacher {tuple(teacher_embedding.shape)}. "
-            "For a feature map, choose the layer behind the pooling, or pool and flatten it"
+    check_embeddings(student_embedding, teacher_embedding)
+    count = len(student_embedding)
+    widest = max(student_embedding.shape[1], teacher_embedding.shape[1])
+    size = max(1, _MOST_ENTRIES // (count * (count + widest)))
+    embeddings = student_embedding, teacher_embedding.detach()
+    if size >= count:
+        return _angle_sum(*embeddings, slice(None)) / count**3
+    total = student_embedding.new_zeros(())
+    for start in range(0, count, size):
+        corners = slice(start, start + size)
+        total = total + checkpoint(
+            _angle_sum, *embeddings, corners, use_reentrant=False, preserve_rng_state=False
         )
+    return total / count**3
 
 
-def _relative_distances(embedding: Tensor) -> Tensor:
-    """``(B, D)`` to ``(B, B)``: Euclidean distances over the mean of the positive ones."""
-    wide = widened(embedding)
-    # From differences and not from the Gram matrix, which cancels; and cdist's own backward,
-    # which gives no gradient at distance 0 where that of a square root gives infinity.
-    distance = torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist")
-    mean = distance.sum() / (distance > 0).sum().clamp(min=1)
-    # Without a positive distance there is nothing to divide, and 1 keeps the gradient finite.
-    return distance / torch.where(mean > 0, mean, 1.0)
-
-
-def _cosines(embedding: Tensor) -> Tensor:
-    """``(B, D)`` to ``(B, B, B)``: at [i, j, k] the cosine at i between the ways to j and k."""
-    # Autocast would multiply the float32 vectors in half precision.
-    with torch.autocast(embedding.device.type, enabled=False):
-        wide = widened(embedding)
-        way = wide[None, :, :] - wide[:, None, :]
-        length = torch.linalg.vector_norm(way, dim=2, keepdim=True)
-        rounding = torch.finfo(wide.dtype).eps * wide.detach().abs().amax()
-        apart = length.detach() > _NUM_ROUNDING_ERRORS * rounding
-        direction = torch.where(apart, way / torch.where(apart, length, 1.0), 0.0)
-        return direction @ direction.transpose(1, 2)
+def _angle_sum(student_embedding: Tensor, teacher_embedding: Tensor, corners: slice) -> Tensor:
+    """Huber's loss of the angles at some corners, summed."""
+    student = angle_cosines(student_embedding, corners)
+    return F.smooth_l1_loss(student, angle_cosines(teacher_embedding, corners), reduction="sum")
 
 
 class RKD(Method[RKDConfig]):
-    """See the module docstring."""
+    """See the module docstring.
+
+    Args:
+        config: its settings.
+        alignment: of the two layers, as vectors.
+    """
+
+    def __init__(self, config: RKDConfig, *, alignment: Alignment) -> None:
+        super().__init__(config)
+        self.alignment = alignment
 
     @classmethod
     def needs(cls, config: RKDConfig) -> Needs:
         """One embedding of each network."""
         return Needs(student_layers=(config.student_layer,), teacher_layers=(config.teacher_layer,))
+
+    @classmethod
+    def from_probe(cls, config: RKDConfig, probe: Probe) -> Self:
+        """Find how the two layers lie."""
+        alignment = align(
+            probe.feature("student", config.student_layer),
+            probe.feature("teacher", config.teacher_layer),
+            purpose="vector",
+            student_layout=config.student_layout,
+            teacher_layout=config.teacher_layout,
+        )
+        return cls(config, alignment=alignment)
+
+    def describe(self) -> tuple[str, ...]:
+        """The two embeddings."""
+        layers = self.config.student_layer, self.config.teacher_layer
+        return (self.alignment.describe(*layers, None),)
 
     def forward(
         self, batch: Batch, student: Outputs, teacher: Outputs, progress: Progress
@@ -155,11 +177,12 @@ class RKD(Method[RKDConfig]):
         """Weighted sum of cross-entropy, distances and angles."""
         del progress
         config = self.config
-        embeddings = (
-            student.features[config.student_layer],
-            teacher.features[config.teacher_layer],
+        embeddings = self.alignment(
+            student.features[config.student_layer], teacher.features[config.teacher_layer]
         )
         ce = self.cross_entropy(student.logits, batch.label)
+        if config.gather:
+            embeddings = AlignedPair(gathered(embeddings.student), gathered(embeddings.teacher))
         distance = rkd_distance_loss(*embeddings)
         angle = rkd_angle_loss(*embeddings)
         total = config.distance_weight * distance + config.angle_weight * angle

@@ -13,6 +13,7 @@ from limbeck.recipes.demo import (
     NUM_LABELS,
     SEEDS,
     TASK,
+    demo_comparison,
     demo_student,
     demo_teacher,
 )
@@ -98,6 +99,20 @@ def test_a_student_can_be_kept_to_its_labelled_images():
     config = demo_student("ce", 0, None, labelled_only=True)
     assert but_for(config, "data.labelled_only") == but_for(baseline(), "data.labelled_only")
     assert len(build_data(config.data, seed=0).train) == NUM_LABELS
+
+
+def test_the_comparisons_runs_are_those_of_the_recipe():
+    config = demo_comparison().resolved()
+    assert config.seeds == SEEDS
+    assert list(config.contenders) == ["ce", *DEMO_METHODS, "ceiling"]
+    for label in ("ce", *DEMO_METHODS):
+        teacher = None if label == "ce" else TEACHER
+        assert config.run_config(label, 1, teacher_run=TEACHER) == demo_student(label, 1, teacher)
+    ceiling = demo_student("ce", 2, None, num_labels=None)
+    assert config.run_config("ceiling", 2) == ceiling
+    assert config.teacher_training == demo_teacher()
+    assert config.contenders["ceiling"].role == "reference"
+    assert config.threads == 1
 
 
 # -- teacher and labels -------------------------------------------------------------------------

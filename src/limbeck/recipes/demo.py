@@ -12,9 +12,18 @@ from typing import Any
 from limbeck.data.config import AugmentConfig, DataConfig
 from limbeck.engine.config import TrainConfig
 from limbeck.engine.optim import OptimConfig, ScheduleConfig
+from limbeck.runs.compare import BASELINE, CompareConfig, Contender
 from limbeck.runs.config import RunConfig, StudentConfig, TeacherConfig
 
-__all__ = ["DEMO_METHODS", "NUM_LABELS", "SEEDS", "TASK", "demo_student", "demo_teacher"]
+__all__ = [
+    "DEMO_METHODS",
+    "NUM_LABELS",
+    "SEEDS",
+    "TASK",
+    "demo_comparison",
+    "demo_student",
+    "demo_teacher",
+]
 
 NUM_LABELS = 100
 SEEDS = (0, 1, 2)
@@ -28,6 +37,30 @@ TASK = (
 _SPLIT_SEED = 0  # one split for all seeds: they differ in weights, order and augmentation
 _OPTIM = OptimConfig(lr=0.1, weight_decay=5e-4)
 _TRAIN = TrainConfig(batch_size=64, device="cpu")
+
+
+def demo_comparison() -> CompareConfig:
+    """All of the demo: the teacher, the matched student, three ways to teach it, the ceiling."""
+    baseline = Contender(title="cross-entropy", role="baseline", method={"name": "ce"})
+    ceiling = Contender(
+        title="cross-entropy, all labels",
+        role="reference",
+        method={"name": "ce"},
+        changes={"data.num_labels": None},
+    )
+    return CompareConfig(
+        shared=demo_student("ce", 0, None),
+        contenders={
+            BASELINE: baseline,
+            **{method: Contender(method={"name": method}) for method in DEMO_METHODS},
+            "ceiling": ceiling,
+        },
+        seeds=SEEDS,
+        teacher_training=demo_teacher(),
+        # Networks this small gain nothing from a second thread, and where another program holds
+        # the other core they wait ten times as long for it. One also sums alike everywhere.
+        threads=1,
+    )
 
 
 def demo_teacher() -> RunConfig:

@@ -14,6 +14,7 @@ from limbeck.core.types import Batch, Outputs, Progress
 from limbeck.engine.learner import Learner
 from limbeck.engine.probe import build_learner, freeze_idle
 from limbeck.losses import hint_loss
+from limbeck.methods.adapters import LayoutConfig, align
 from limbeck.methods.base import Probe
 from limbeck.methods.feature.fitnet import FitNetConfig, FitNetDistil, FitNetHint, fitnet_stages
 from limbeck.models.digits_cnn import digits_cnn, digits_cnn_tiny
@@ -65,6 +66,11 @@ def probe_of(student, teacher):
     )
 
 
+def aligned(student, teacher):
+    layouts = {"student_layout": LayoutConfig(), "teacher_layout": LayoutConfig()}
+    return align(student, teacher, purpose="map", **layouts)
+
+
 @pytest.mark.parametrize("student_size", [4, 5, 8])
 def test_the_regressor_gives_the_hints_shape(student_size, generator):
     student = torch.rand(2, 3, student_size, student_size, generator=generator)
@@ -75,11 +81,66 @@ def test_the_regressor_gives_the_hints_shape(student_size, generator):
     assert weights == (student_size - 4 + 1) ** 2 * 3 * 6 + 6  # as the paper counts, and a bias
 
 
-def test_a_guided_layer_smaller_than_the_hint_is_refused():
-    with pytest.raises(ShapeError, match="at least as large"):
-        FitNetHint.from_probe(
-            FitNetConfig(), probe_of(torch.zeros(2, 3, 2, 2), torch.zeros(2, 6, 4, 4))
-        )
+CNN, SMALL, VIT, SWIN = (2, 3, 4, 4), (2, 3, 3, 3), (2, 17, 6), (2, 2, 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "line"),
+    [
+        (CNN, CNN, "s 3x4x4 -> 1x1 conv, ReLU -> teacher t 3x4x4; 12"),
+        (CNN, SMALL, "s 3x4x4 -> 2x2 conv, ReLU -> teacher t 3x3x3; 39"),
+        (SMALL, CNN, "s 3x3x3 resized to 4x4 -> 1x1 conv, ReLU -> teacher t 3x4x4; 12"),
+        (
+            SMALL,
+            VIT,
+            "3x3x3 resized to 4x4 -> 1x1 conv, ReLU -> teacher t 17x6 tokens as 6x4x4; 24",
+        ),
+        (
+            CNN,
+            SWIN,
+            "resized to 2x2 -> 1x1 conv, ReLU -> teacher t 2x2x8 channels-last as 8x2x2; 32",
+        ),
+        (VIT, CNN, "17x6 tokens as 6x4x4 -> 1x1 conv, ReLU -> teacher t 3x4x4; 21"),
+        (SWIN, VIT, "2x2x8 channels-last as 8x2x2 resized to 4x4 -> 1x1 conv, ReLU -> teacher t"),
+    ],
+)
+def test_any_two_layers_with_places_are_compared(student, teacher, line, generator):
+    """The paper's convolution on two maps that it fits, and behind a resizing for all others."""
+    features = torch.rand(student, generator=generator), torch.rand(teacher, generator=generator)
+    config = FitNetConfig(student_layer="s", teacher_layer="t")
+    outputs = [
+        Outputs(torch.zeros(2, 4), features={name: feature})
+        for name, feature in zip("st", features, strict=True)
+    ]
+    probe = Probe(student=outputs[0], teacher=outputs[1], num_classes=4, num_images=20)
+    method = FitNetHint.from_probe(config, probe)
+    assert line in method.describe()[0]
+    batch = Batch(index=torch.arange(2), image=torch.zeros(2, 1, 4, 4), label=torch.zeros(2).long())
+    method(batch, *outputs, Progress()).total.backward()
+    assert all(torch.isfinite(p.grad).all() for p in method.parameters())
+
+
+def test_a_hint_of_tokens_is_the_map_of_their_places(generator):
+    feature = torch.rand(2, 3, 2, 2, generator=generator)
+    tokens = torch.cat([torch.full((2, 1, 3), 9.0), feature.flatten(2).transpose(1, 2)], dim=1)
+    alignment = aligned(feature, tokens)
+    method = FitNetHint(FitNetConfig(), alignment=alignment, regressor=nn.Identity())
+    batch = Batch(index=torch.arange(2), image=torch.zeros(2, 1, 4, 4), label=torch.zeros(2).long())
+    outputs = (Outputs(features={"stage2": f}) for f in (feature, tokens))
+    assert method(batch, *outputs, Progress()).total.item() == 0
+
+
+def test_an_open_layout_is_settled_by_the_settings(generator):
+    probe = probe_of(torch.rand(2, 3, 4, 4, generator=generator), torch.rand(2, 9, 6))
+    with pytest.raises(ShapeError, match=r"teacher_layout\.prefix_tokens"):
+        FitNetHint.from_probe(FitNetConfig(), probe)
+    config = FitNetConfig.read({"teacher_layout": {"prefix_tokens": 0}})
+    assert "as 6x3x3" in FitNetHint.from_probe(config, probe).describe()[0]
+
+
+def test_a_vector_has_no_hint_for_a_map():
+    with pytest.raises(ShapeError, match="before the pooling"):
+        FitNetHint.from_probe(FitNetConfig(), probe_of(torch.zeros(2, 3, 4, 4), torch.zeros(2, 6)))
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -95,7 +156,7 @@ def test_the_regressor_has_the_hints_range(signed, generator):
 def test_a_perfect_imitation_has_no_loss(generator):
     feature = torch.rand(2, 3, 4, 4, generator=generator)
     config = FitNetConfig(hint_weight=7.0)
-    method = FitNetHint(config, regressor=nn.Identity())
+    method = FitNetHint(config, alignment=aligned(feature, feature), regressor=nn.Identity())
     batch = Batch(index=torch.arange(2), image=torch.zeros(2, 1, 4, 4), label=torch.zeros(2).long())
     for offset, expected in ((0.0, 0.0), (2.0, 7.0 * 4)):
         teacher = Outputs(features={"stage2": feature + offset})
@@ -234,7 +295,8 @@ def test_each_stage_has_a_share(share):
 
 def test_a_stopped_student_gives_no_logits(networks, batch):
     student, teacher_network = networks
-    method = FitNetHint(FitNetConfig(), regressor=nn.Conv2d(8, 48, 1))
+    alignment = aligned(torch.zeros(2, 8, 4, 4), torch.zeros(2, 48, 4, 4))
+    method = FitNetHint(FitNetConfig(), alignment=alignment, regressor=nn.Conv2d(8, 48, 1))
     teacher = Teacher(teacher_network, layers=["stage2"])
     output = Learner(student, method)(batch, teacher(batch.image))
     assert output.logits is None

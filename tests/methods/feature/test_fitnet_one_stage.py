@@ -11,6 +11,7 @@ from torch import nn
 from limbeck.core.errors import ShapeError
 from limbeck.core.types import Batch, Outputs, Progress
 from limbeck.losses import hint_loss
+from limbeck.methods.adapters import LayoutConfig, align
 from limbeck.methods.base import Probe
 from limbeck.methods.feature.fitnet_one_stage import (
     FitNetOneStage,
@@ -78,7 +79,8 @@ def test_every_number_computed_here_has_a_source():
 def test_the_regressor_gives_the_teachers_shape(student, teacher, kind, kernel):
     features = torch.zeros(2, 3, *student), torch.zeros(2, 6, *teacher)
     regressor = normed_regressor(*features)
-    assert [type(part) for part in regressor] == [kind, nn.BatchNorm2d, nn.ReLU]
+    kinds = kind, nn.BatchNorm2d, nn.ReLU
+    assert [isinstance(*pair) for pair in zip(regressor, kinds, strict=True)] == [True] * 3
     assert regressor[0].kernel_size == kernel
     assert regressor[0].bias is not None
     assert regressor(features[0]).shape == features[1].shape
@@ -106,7 +108,11 @@ def test_the_scale_of_the_convolution_changes_nothing():
 def test_the_total_is_cross_entropy_and_a_hundred_times_the_mean_square(generator):
     logits = torch.randn(2, 4, dtype=torch.float64, generator=generator)
     batch = Batch(index=torch.arange(2), image=torch.zeros(2, 1, 4, 4), label=torch.tensor([3, 0]))
-    method = FitNetOneStage(FitNetOneStageConfig(), regressor=regressor_of(STUDENT))
+    layouts = {"student_layout": LayoutConfig(), "teacher_layout": LayoutConfig()}
+    alignment = align(STUDENT, TEACHER, purpose="map", **layouts)
+    method = FitNetOneStage(
+        FitNetOneStageConfig(), alignment=alignment, regressor=regressor_of(STUDENT)
+    )
     student = Outputs(logits, features={"stage2": STUDENT})
     terms = method(batch, student, Outputs(logits, features={"stage2": TEACHER}), Progress())
     expected = F.cross_entropy(logits, batch.label) + 100 * 0.962547075843
@@ -127,3 +133,32 @@ def test_the_probes_shapes_make_the_regressor():
     )
     method = FitNetOneStage.from_probe(config, probe)
     assert method.regressor(LARGER.float()).shape == TEACHER.shape
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "line"),
+    [
+        ((2, 3, 4, 4), (2, 3, 4, 4), "s 3x4x4 -> 1x1 conv, batch norm, ReLU -> teacher t"),
+        ((2, 3, 8, 8), (2, 3, 4, 4), "s 3x8x8 -> 3x3 conv of stride 2, batch norm, ReLU -> "),
+        ((2, 3, 4, 4), (2, 3, 8, 8), "s 3x4x4 -> 4x4 transposed conv of stride 2, batch norm"),
+        ((2, 3, 7, 7), (2, 3, 4, 4), "s 3x7x7 -> 4x4 conv, batch norm, ReLU -> teacher t"),
+        ((2, 3, 4, 4), (2, 3, 7, 7), "s 3x4x4 resized to 7x7 -> 1x1 conv, batch norm, ReLU -> "),
+        ((2, 3, 8, 8), (2, 17, 6), "s 3x8x8 resized to 4x4 -> 1x1 conv, batch norm, ReLU -> "),
+        ((2, 17, 6), (2, 3, 4, 4), "s 17x6 tokens as 6x4x4 -> 1x1 conv, batch norm, ReLU -> "),
+        ((2, 2, 2, 8), (2, 18, 6), "s 2x2x8 channels-last as 8x2x2 resized to 4x4 -> 1x1 conv"),
+    ],
+)
+def test_any_two_layers_with_places_are_compared(student, teacher, line, generator):
+    """RepDistiller's convolution on two maps that it fits, behind a resizing for all others."""
+    features = torch.rand(student, generator=generator), torch.rand(teacher, generator=generator)
+    config = FitNetOneStageConfig(student_layer="s", teacher_layer="t")
+    outputs = [
+        Outputs(torch.zeros(2, 4), features={name: feature})
+        for name, feature in zip("st", features, strict=True)
+    ]
+    probe = Probe(student=outputs[0], teacher=outputs[1], num_classes=4, num_images=20)
+    method = FitNetOneStage.from_probe(config, probe)
+    assert line in method.describe()[0]
+    batch = Batch(index=torch.arange(2), image=torch.zeros(2, 1, 4, 4), label=torch.zeros(2).long())
+    method(batch, *outputs, Progress()).total.backward()
+    assert all(torch.isfinite(p.grad).all() for p in method.parameters())

@@ -5,9 +5,11 @@ r"""FitNets: first imitate a middle layer of the teacher, then distil; the paper
     \quad \lambda \text{ falling linearly}
 
 Stage "hint" trains the student up to its guided layer, and the regressor r: a convolution without
-padding whose kernel makes the two maps equal in size, and the teacher layer's non-linearity. The
-forward pass ends there, so that later layers and their statistics stay as they were. Stage
-"distil" drops the regressor and trains the whole student.
+padding whose kernel makes the two maps equal in size, and the teacher layer's non-linearity. Where
+the student's map is the smaller, or a layer gives no map (B, C, H, W), the student's is resized to
+the teacher's first, and the convolution is 1x1. The forward pass ends there, so that later layers
+and their statistics stay as they were. Stage "distil" drops the regressor and trains the whole
+student.
 
 Source: Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", ICLR
     2015, https://arxiv.org/abs/1412.6550, eq. 2 and 3, section 2.3.
@@ -23,7 +25,9 @@ Differs from the source: the hint loss is the mean over all entries, times a wei
     without gain on validation. The non-linearity is ReLU if the teacher's layer is nowhere
     negative on a first batch, and none otherwise; the paper's networks have maxout. The paper's
     own code differs from its text in the schedule of lambda and in the reduction; the text is
-    followed.
+    followed. The paper refuses a guided layer smaller than the hint, and knows convolutional
+    networks alone: here the smaller map is interpolated bilinearly, tokens become the map of their
+    places, without class and register tokens, and the student's larger map is pooled to theirs.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from torch import nn
 from limbeck.core.types import Batch, LossTerms, Outputs, Progress
 from limbeck.functional.divergences import kd_loss
 from limbeck.functional.hints import hint_loss, valid_convolution
+from limbeck.methods.adapters import Alignment, LayoutConfig, align
 from limbeck.methods.base import Method, MethodConfig, Needs, Probe, Stage
 
 __all__ = ["FitNetConfig", "FitNetDistil", "FitNetHint", "fitnet_stages"]
@@ -46,7 +51,9 @@ class FitNetConfig(MethodConfig):
 
     Attributes:
         student_layer: the guided layer, a feature map, by name or meaning.
-        teacher_layer: the hint, a feature map no larger than the guided layer's.
+        teacher_layer: the hint, a feature map.
+        student_layout: how the student's layer lies, where its shape leaves it open.
+        teacher_layout: the same of the teacher's.
         hint_share: share of the run's epochs that go to the hint stage, in (0, 1).
         hint_weight: of the hint loss, the hint stage's only term.
         temperature: of the distil stage.
@@ -57,6 +64,8 @@ class FitNetConfig(MethodConfig):
 
     student_layer: str = "stage2"
     teacher_layer: str = "stage2"
+    student_layout: LayoutConfig = LayoutConfig()
+    teacher_layout: LayoutConfig = LayoutConfig()
     hint_share: float = Field(0.125, gt=0, lt=1)
     hint_weight: PositiveFloat = 1.0
     temperature: PositiveFloat = 3.0
@@ -70,11 +79,13 @@ class FitNetHint(Method[FitNetConfig]):
 
     Args:
         config: of both stages.
-        regressor: from the student's feature to the teacher's shape.
+        alignment: of the two layers, as maps.
+        regressor: from the student's map to the teacher's shape.
     """
 
-    def __init__(self, config: FitNetConfig, *, regressor: nn.Module) -> None:
+    def __init__(self, config: FitNetConfig, *, alignment: Alignment, regressor: nn.Module) -> None:
         super().__init__(config)
+        self.alignment = alignment
         self.regressor = regressor
 
     @classmethod
@@ -88,26 +99,42 @@ class FitNetHint(Method[FitNetConfig]):
 
     @classmethod
     def from_probe(cls, config: FitNetConfig, probe: Probe) -> Self:
-        """Make the regressor for the two layers' shapes.
-
-        Raises:
-            ShapeError: if a layer gives no map, or the student's is the smaller one.
-        """
-        hint = probe.feature("teacher", config.teacher_layer)
-        convolution = valid_convolution(probe.feature("student", config.student_layer), hint)
-        # The hint and its imitation need the same range: a ReLU never reaches a negative value.
-        signed = bool((hint < 0).any())
-        return cls(
-            config, regressor=convolution if signed else nn.Sequential(convolution, nn.ReLU())
+        """Make the regressor for the two layers' shapes."""
+        features = (
+            probe.feature("student", config.student_layer),
+            probe.feature("teacher", config.teacher_layer),
         )
+        alignment = align(
+            *features,
+            purpose="map",
+            student_layout=config.student_layout,
+            teacher_layout=config.teacher_layout,
+        )
+        fits = all(s >= t for s, t in zip(*alignment.grids, strict=True))
+        if not (alignment.convolutional and fits):
+            alignment = alignment.resized("teacher")
+        maps = alignment(*features)
+        convolution = valid_convolution(*maps)
+        # The hint and its imitation need the same range: a ReLU never reaches a negative value.
+        signed = bool((maps.teacher < 0).any())
+        regressor = convolution if signed else nn.Sequential(convolution, nn.ReLU())
+        return cls(config, alignment=alignment, regressor=regressor)
+
+    def describe(self) -> tuple[str, ...]:
+        """The two layers and the regressor between them."""
+        layers = self.config.student_layer, self.config.teacher_layer
+        return (self.alignment.describe(*layers, self.regressor),)
 
     def forward(
         self, batch: Batch, student: Outputs, teacher: Outputs, progress: Progress
     ) -> LossTerms:
         """The hint loss alone."""
         del batch, progress
-        imitation = self.regressor(student.features[self.config.student_layer])
-        hint = hint_loss(imitation, teacher.features[self.config.teacher_layer])
+        maps = self.alignment(
+            student.features[self.config.student_layer],
+            teacher.features[self.config.teacher_layer],
+        )
+        hint = hint_loss(self.regressor(maps.student), maps.teacher)
         return LossTerms(total=self.config.hint_weight * hint, parts={"hint": hint})
 
 

@@ -1,0 +1,228 @@
+"""What every method of the feature family promises of dead and flat features, and of never waiting.
+
+B batch, C channels, H W spatial, K classes.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from limbeck.core.errors import LimbeckError, ModelError
+from limbeck.core.types import Batch, Classifier, Outputs, Progress
+from limbeck.methods import METHODS
+from limbeck.methods.base import BatchNormInfo, Probe, Stage
+
+CLASSES = 5
+LABELS = torch.arange(40) % CLASSES
+PROGRESS = Progress(seed=3, epoch=30, step=7, num_epochs=40, num_steps=200)
+CHANNELS = {"student": 6, "teacher": 8}
+
+# The switches that change the arithmetic, beside every method's defaults.
+VARIANTS = {
+    "at": [{"p": 1}, {"p": 3.5}, {"distance": "norm"}],
+    "cat_kd": [
+        {"normalize": True},
+        {"binarize": True, "normalize": True},
+        {"num_kept_classes": 2, "kept_classes": "lowest"},
+        {"ce_weight": 0},
+    ],
+    "cka": [{"kernel": "debiased"}, {"kernel": "rbf"}],
+    "crd": [{"kd_weight": 1}],
+    "wkd_feature": [{"grid": 2}, {"covariance": "full"}, {"projector": "bottleneck"}],
+}
+
+
+def cases():
+    for name, entry in METHODS.items():
+        if entry.family != "feature":
+            continue
+        for settings in ({}, *VARIANTS.get(name, ())):
+            for stage in entry.stages(entry.config(**settings)):
+                changes = "".join(f"-{key}={value}" for key, value in settings.items())
+                yield pytest.param(stage, id=f"{name}-{stage.name}{changes}")
+
+
+CASES = list(cases())
+
+
+def features_of(whose, kind, *, size=4):
+    """Three stages and a vector of one network, of one kind of awkwardness."""
+    generator = torch.Generator().manual_seed(len(whose))
+    channels, sides = CHANNELS[whose], (1, 1, 1) if kind == "one place" else (8, 4, 2)
+    found = {}
+    for k, side in enumerate(sides, 1):
+        feature = torch.randn(size, channels, side, side, generator=generator)
+        if kind == "dead":
+            feature = torch.zeros_like(feature)
+        elif kind == "flat":
+            feature = torch.full_like(feature, 100.1)
+        elif kind == "dead channels":
+            feature[:, ::2] = 0
+        elif kind == "gap":
+            feature = 200 * feature.sign()
+        elif kind == "equal images":
+            feature = feature[:1].expand(size, -1, -1, -1)
+        found[f"stage{k}"] = found[f"pre_activation:stage{k}"] = feature
+    found["last"] = found["stage3"]
+    found["penultimate"] = found["stage3"].mean(dim=(2, 3))
+    return found
+
+
+def outputs(whose, features, needs):
+    weight = torch.linspace(-1, 1, CLASSES * CHANNELS[whose]).reshape(CLASSES, -1)
+    asked = needs.student_layers if whose == "student" else needs.teacher_layers
+    wanted = [
+        name
+        for name in features
+        for layer in asked
+        if name == layer or (layer.endswith("*") and name[:-1] == layer[:-1])
+    ]
+    return Outputs(
+        F.linear(features["penultimate"].float(), weight),
+        features={name: features[name] for name in wanted},
+        classifier=Classifier(weight),
+    )
+
+
+class World:
+    """One stage's method on made-up features of both networks."""
+
+    def __init__(self, stage: Stage, student="plain", teacher="plain", *, size=4):
+        self.needs = stage.method.needs(stage.config)
+        self.given = {
+            "student": features_of("student", student, size=size),
+            "teacher": features_of("teacher", teacher, size=size),
+        }
+        probe = Probe(
+            student=outputs("student", self.given["student"], self.needs),
+            teacher=outputs("teacher", self.given["teacher"], self.needs),
+            num_classes=CLASSES,
+            num_images=len(LABELS),
+            labels=LABELS,
+            student_addresses={"last": "stage3"},
+            student_classifier_name="fc",
+            teacher_batch_norms={
+                f"pre_activation:stage{k}": BatchNormInfo(
+                    name="bn", weight=torch.ones(8), bias=torch.zeros(8)
+                )
+                for k in (1, 2, 3)
+            },
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.method = stage.method.from_probe(stage.config, probe).train()
+        self.size = size
+
+    def step(self, dtype=torch.float32):
+        """The loss's terms and its gradients; under autocast where half as precise."""
+        given = {
+            whose: {name: feature.to(dtype) for name, feature in features.items()}
+            for whose, features in self.given.items()
+        }
+        leaves = {
+            name: feature.clone().requires_grad_() for name, feature in given["student"].items()
+        }
+        batch = Batch(
+            index=torch.arange(self.size),
+            image=torch.zeros(self.size, 1, 2, 2),
+            label=LABELS[: self.size],
+        )
+        with torch.autocast(
+            "cpu",
+            dtype=torch.bfloat16 if dtype == torch.float32 else dtype,
+            enabled=dtype != torch.float32,
+        ):
+            terms = self.method(
+                batch,
+                outputs("student", leaves, self.needs),
+                outputs("teacher", given["teacher"], self.needs),
+                PROGRESS,
+            )
+        # In float16 a scaler has lowered the loss by then: constant maps have a steep slope.
+        (terms.total * (2.0**-8 if dtype == torch.float16 else 1.0)).backward()
+        tensors = [*leaves.values(), *self.method.parameters()]
+        return terms, [tensor.grad for tensor in tensors if tensor.grad is not None]
+
+
+KINDS = ("plain", "dead", "flat", "dead channels", "gap", "equal images", "one place")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("whose", ["student", "teacher", "both"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("stage", CASES)
+def test_awkward_features_give_a_finite_loss_and_gradient(stage, dtype, whose, kind):
+    kinds = {other: kind if whose in (other, "both") else "plain" for other in CHANNELS}
+    try:
+        world = World(stage, **kinds)
+    except LimbeckError:
+        assert kind == "one place"  # a grid finer than the map, a map that no convolution enlarges
+        return
+    terms, gradients = world.step(dtype)
+    assert terms.total.dtype == torch.float32
+    assert torch.isfinite(terms.total)
+    for name, part in terms.parts.items():
+        assert torch.isfinite(part), name
+    assert gradients
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stage", CASES)
+def test_so_does_a_batch_of_one(stage, kind):
+    try:
+        world = World(stage, kind, kind, size=1)
+    except LimbeckError:
+        assert kind == "one place"
+        return
+    terms, gradients = world.step()
+    assert torch.isfinite(terms.total)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes an accelerator wait for the host, or the host for it."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        masked = name in ("index", "index_put", "index_put_") and any(
+            isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1] if i is not None
+        )
+        assert not masked, "a boolean mask as index"
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "_linalg_svd")
+        assert name not in waits, name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("stage", CASES)
+def test_no_step_waits_for_the_host(stage, request):
+    world = World(stage)
+    waits = "covariance=full" in request.node.callspec.id
+    with NoWaiting():
+        if waits:
+            with pytest.raises(AssertionError, match="_linalg_svd"):
+                world.step()
+        else:
+            world.step()
+
+
+@pytest.mark.parametrize("name", ["cat_kd", "simkd"])
+def test_a_teacher_whose_classifier_takes_something_else_is_named(name):
+    (stage,) = METHODS[name].stages(METHODS[name].config())
+    world = World(stage)
+    teacher = Outputs(
+        torch.ones(4, CLASSES),
+        features=outputs("teacher", world.given["teacher"], world.needs).features,
+        classifier=Classifier(torch.ones(CLASSES, 9)),
+    )
+    probe = Probe(
+        student=outputs("student", world.given["student"], world.needs),
+        teacher=teacher,
+        num_classes=CLASSES,
+        num_images=40,
+        student_addresses={"last": "stage3"},
+        student_classifier_name="fc",
+    )
+    with pytest.raises(ModelError, match="takes 9"):
+        stage.method.from_probe(stage.config, probe)

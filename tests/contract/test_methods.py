@@ -24,6 +24,10 @@ STAGES = [
     for stage in entry.stages(entry.config())
 ]
 TAUGHT = [case for case in STAGES if case.values[0].method.needs(case.values[0].config).teacher]
+# Its products are of consecutive images; tests/methods/relation/test_cc.py says so too.
+ORDERED = {"limbeck.methods.relation.cc"}
+# What it keeps of an untrained network's edges changes with the last digits of its probabilities.
+SELECTING = {"limbeck.methods.relation.vrm"}
 PROGRESS = Progress(seed=3, epoch=1, step=7, num_epochs=4, num_steps=20)
 
 
@@ -59,6 +63,7 @@ class World:
             normalization=Normalization(mean=(0.5,), std=(0.3,)),
             num_images=len(self.batch),
             num_classes=10,
+            labels=self.batch.label,
             seed=seed,
         )
         self.learner.train()
@@ -67,8 +72,13 @@ class World:
         return NO_TEACHER if self.teacher is None else self.teacher(batch.image, batch.views)
 
     def terms(self, batch=None) -> LossTerms:
+        """From the same state at every call: what the method remembers of a batch is put back."""
         batch = self.batch if batch is None else batch
-        return self.learner(batch, self.answers(batch), PROGRESS).terms
+        before = [(buffer, buffer.clone()) for buffer in self.learner.method.buffers()]
+        terms = self.learner(batch, self.answers(batch), PROGRESS).terms
+        for buffer, value in before:
+            buffer.data.copy_(value)  # unseen by autograd, which may still need the buffer
+        return terms
 
     def widen(self):
         """Everything in float64."""
@@ -122,9 +132,13 @@ def test_gradient_reaches_all_that_learns_and_nothing_of_the_teacher(world):
     idle = freeze_idle(
         world.learner, world.answers(world.batch), world.batch, num_epochs=4, num_steps=20, seed=0
     )
-    # Without a stop there is a way from every parameter to the loss.
+    # Without a stop there is a way from every parameter to the loss, but for the student's own
+    # classifier where another is deployed.
     stops = world.stage.method.needs(world.stage.config).stop_student
-    assert bool(idle) is stops
+    replaced = world.learner.method.deployed(world.learner.student) is not world.learner.student
+    assert bool(idle) is (stops or replaced)
+    if replaced:
+        assert all(name.startswith("observed.network.fc.") for name in idle)
     world.terms().total.backward()
     reached = gradients(world.learner)
     learning = {name for name, p in world.learner.named_parameters() if p.requires_grad}
@@ -143,6 +157,8 @@ def test_the_teacher_stays_as_it_was(world):
 
 
 def test_the_order_of_the_batch_does_not_matter(world, generator):
+    if world.stage.method.__module__ in ORDERED:
+        pytest.skip("its loss is of consecutive images")
     world.widen()
     order = torch.randperm(len(world.batch), generator=generator)
     there, reordered = world.terms(), world.terms(wide(world.batch, order))
@@ -212,7 +228,8 @@ def test_under_autocast_the_loss_is_finite_in_float32_and_near(world, dtype):
         terms = world.terms()
     assert terms.total.dtype == torch.float32
     assert all(part.dtype == torch.float32 for part in terms.parts.values())
-    torch.testing.assert_close(terms.total, expected, rtol=5e-2, atol=1e-2)
+    near = 1e-1 if world.stage.method.__module__ in SELECTING else 5e-2
+    torch.testing.assert_close(terms.total, expected, rtol=near, atol=1e-2)
     terms.total.backward()
     assert all(torch.isfinite(gradient).all() for gradient in gradients(world.learner).values())
 
@@ -251,6 +268,17 @@ def test_a_state_dict_brings_the_method_back(world):
     other = World(world.stage, seed=1)
     other.learner.load_state_dict(world.learner.state_dict())
     assert torch.equal(other.terms().total, world.terms().total)
+
+
+def test_it_says_in_single_lines_to_which_layers_it_attached(world):
+    lines = world.learner.method.describe()
+    assert isinstance(lines, tuple)
+    assert all(line.strip() == line and len(line.splitlines()) == 1 for line in lines)
+    needs = world.stage.method.needs(world.stage.config)
+    for whose, layers in (("student", needs.student_layers), ("teacher", needs.teacher_layers)):
+        for layer in layers:  # "stage*" stands for "stage1" and on
+            start = f"{whose} {layer} " if layer[-1] != "*" else f"{whose} {layer[:-1]}1 "
+            assert any(start in line for line in lines), layer
 
 
 # -- the table -----------------------------------------------------------------------------

@@ -45,7 +45,8 @@ def test_only_the_baseline_has_no_teacher():
     assert without == ["ce"]
 
 
-def test_fitnet_alone_has_two_stages():
+def test_fitnet_and_fsp_alone_have_two_stages():
     stages = {n: [s.name for s in e.stages(e.config())] for n, e in METHODS.items()}
     assert stages.pop("fitnet") == ["hint", "distil"]
+    assert stages.pop("fsp") == ["init", "train"]
     assert all(names == ["train"] for names in stages.values())

@@ -9,10 +9,38 @@ from typing import Any, Final
 from limbeck.core.errors import UnknownNameError
 from limbeck.methods.base import Method, MethodEntry, Stage
 from limbeck.methods.ce import CE, CEConfig
+from limbeck.methods.feature.at import AT, ATConfig
+from limbeck.methods.feature.cat_kd import CATKD, CATKDConfig
+from limbeck.methods.feature.cka import CKA, CKAConfig
+from limbeck.methods.feature.crd import CRD, CRDConfig
 from limbeck.methods.feature.fitnet import FitNetConfig, fitnet_stages
 from limbeck.methods.feature.fitnet_one_stage import FitNetOneStage, FitNetOneStageConfig
+from limbeck.methods.feature.ofd import OFD, OFDConfig
+from limbeck.methods.feature.reviewkd import ReviewKD, ReviewKDConfig
+from limbeck.methods.feature.simkd import SimKD, SimKDConfig
+from limbeck.methods.feature.vid import VID, VIDConfig
+from limbeck.methods.feature.wkd_feature import WKDFeature, WKDFeatureConfig
+from limbeck.methods.output.bkd import BKD, BKDConfig
+from limbeck.methods.output.ctkd import CTKD, CTKDConfig
+from limbeck.methods.output.dist import DIST, DISTConfig
+from limbeck.methods.output.dkd import DKD, DKDConfig
+from limbeck.methods.output.hard_label import HardLabel, HardLabelConfig
 from limbeck.methods.output.kd import KD, KDConfig
+from limbeck.methods.output.lskd import LSKDConfig
+from limbeck.methods.output.mlkd import MLKD, MLKDConfig
+from limbeck.methods.output.sinkhorn_logit import SinkhornLogitConfig
+from limbeck.methods.output.soft_label import SoftLabelConfig
+from limbeck.methods.output.wkd_logit import WKDLogit, WKDLogitConfig
+from limbeck.methods.relation.cc import CC, CCConfig
+from limbeck.methods.relation.cc_kernel import CCKernel, CCKernelConfig
+from limbeck.methods.relation.fsp import FSPConfig, fsp_stages
+from limbeck.methods.relation.irg import IRG, IRGConfig
+from limbeck.methods.relation.london import LONDON, LONDONConfig
+from limbeck.methods.relation.pkt import PKT, PKTConfig
+from limbeck.methods.relation.relation import Relation, RelationConfig
 from limbeck.methods.relation.rkd import RKD, RKDConfig
+from limbeck.methods.relation.sp import SP, SPConfig
+from limbeck.methods.relation.vrm import VRM, VRMConfig
 
 __all__ = ["METHODS", "find_method"]
 
@@ -24,8 +52,68 @@ def _one_stage(method: type[Method[Any]]) -> Callable[[Any], tuple[Stage, ...]]:
 
 METHODS: Final[Mapping[str, MethodEntry]] = MappingProxyType(
     {
+        "at": MethodEntry(
+            family="feature",
+            config=ATConfig,
+            stages=_one_stage(AT),
+            card="limbeck.methods.feature.at",
+        ),
+        "bkd": MethodEntry(
+            family="output",
+            config=BKDConfig,
+            stages=_one_stage(BKD),
+            card="limbeck.methods.output.bkd",
+        ),
+        "cat_kd": MethodEntry(
+            family="feature",
+            config=CATKDConfig,
+            stages=_one_stage(CATKD),
+            card="limbeck.methods.feature.cat_kd",
+        ),
+        "cc": MethodEntry(
+            family="relation",
+            config=CCConfig,
+            stages=_one_stage(CC),
+            card="limbeck.methods.relation.cc",
+        ),
+        "cc_kernel": MethodEntry(
+            family="relation",
+            config=CCKernelConfig,
+            stages=_one_stage(CCKernel),
+            card="limbeck.methods.relation.cc_kernel",
+        ),
         "ce": MethodEntry(
             family="none", config=CEConfig, stages=_one_stage(CE), card="limbeck.methods.ce"
+        ),
+        "cka": MethodEntry(
+            family="feature",
+            config=CKAConfig,
+            stages=_one_stage(CKA),
+            card="limbeck.methods.feature.cka",
+        ),
+        "crd": MethodEntry(
+            family="feature",
+            config=CRDConfig,
+            stages=_one_stage(CRD),
+            card="limbeck.methods.feature.crd",
+        ),
+        "ctkd": MethodEntry(
+            family="output",
+            config=CTKDConfig,
+            stages=_one_stage(CTKD),
+            card="limbeck.methods.output.ctkd",
+        ),
+        "dist": MethodEntry(
+            family="output",
+            config=DISTConfig,
+            stages=_one_stage(DIST),
+            card="limbeck.methods.output.dist",
+        ),
+        "dkd": MethodEntry(
+            family="output",
+            config=DKDConfig,
+            stages=_one_stage(DKD),
+            card="limbeck.methods.output.dkd",
         ),
         "fitnet": MethodEntry(
             family="feature",
@@ -39,17 +127,125 @@ METHODS: Final[Mapping[str, MethodEntry]] = MappingProxyType(
             stages=_one_stage(FitNetOneStage),
             card="limbeck.methods.feature.fitnet_one_stage",
         ),
+        "fsp": MethodEntry(
+            family="relation",
+            config=FSPConfig,
+            stages=fsp_stages,
+            card="limbeck.methods.relation.fsp",
+        ),
+        "hard_label": MethodEntry(
+            family="output",
+            config=HardLabelConfig,
+            stages=_one_stage(HardLabel),
+            card="limbeck.methods.output.hard_label",
+        ),
+        "irg": MethodEntry(
+            family="relation",
+            config=IRGConfig,
+            stages=_one_stage(IRG),
+            card="limbeck.methods.relation.irg",
+        ),
         "kd": MethodEntry(
             family="output",
             config=KDConfig,
             stages=_one_stage(KD),
             card="limbeck.methods.output.kd",
         ),
+        "london": MethodEntry(
+            family="relation",
+            config=LONDONConfig,
+            stages=_one_stage(LONDON),
+            card="limbeck.methods.relation.london",
+        ),
+        "lskd": MethodEntry(
+            family="output",
+            config=LSKDConfig,
+            stages=_one_stage(KD),
+            card="limbeck.methods.output.lskd",
+        ),
+        "mlkd": MethodEntry(
+            family="output",
+            config=MLKDConfig,
+            stages=_one_stage(MLKD),
+            card="limbeck.methods.output.mlkd",
+        ),
+        "ofd": MethodEntry(
+            family="feature",
+            config=OFDConfig,
+            stages=_one_stage(OFD),
+            card="limbeck.methods.feature.ofd",
+        ),
+        "pkt": MethodEntry(
+            family="relation",
+            config=PKTConfig,
+            stages=_one_stage(PKT),
+            card="limbeck.methods.relation.pkt",
+        ),
+        "relation": MethodEntry(
+            family="relation",
+            config=RelationConfig,
+            stages=_one_stage(Relation),
+            card="limbeck.methods.relation.relation",
+        ),
+        "reviewkd": MethodEntry(
+            family="feature",
+            config=ReviewKDConfig,
+            stages=_one_stage(ReviewKD),
+            card="limbeck.methods.feature.reviewkd",
+        ),
         "rkd": MethodEntry(
             family="relation",
             config=RKDConfig,
             stages=_one_stage(RKD),
             card="limbeck.methods.relation.rkd",
+        ),
+        "simkd": MethodEntry(
+            family="feature",
+            config=SimKDConfig,
+            stages=_one_stage(SimKD),
+            card="limbeck.methods.feature.simkd",
+        ),
+        "sinkhorn_logit": MethodEntry(
+            family="output",
+            config=SinkhornLogitConfig,
+            stages=_one_stage(WKDLogit),
+            card="limbeck.methods.output.sinkhorn_logit",
+        ),
+        "soft_label": MethodEntry(
+            family="output",
+            config=SoftLabelConfig,
+            stages=_one_stage(KD),
+            card="limbeck.methods.output.soft_label",
+        ),
+        "sp": MethodEntry(
+            family="relation",
+            config=SPConfig,
+            stages=_one_stage(SP),
+            card="limbeck.methods.relation.sp",
+        ),
+        "vid": MethodEntry(
+            family="feature",
+            config=VIDConfig,
+            stages=_one_stage(VID),
+            card="limbeck.methods.feature.vid",
+        ),
+        "vrm": MethodEntry(
+            family="relation",
+            config=VRMConfig,
+            stages=_one_stage(VRM),
+            card="limbeck.methods.relation.vrm",
+        ),
+        "wkd_feature": MethodEntry(
+            family="feature",
+            config=WKDFeatureConfig,
+            stages=_one_stage(WKDFeature),
+            card="limbeck.methods.feature.wkd_feature",
+        ),
+        "wkd_logit": MethodEntry(
+            family="output",
+            config=WKDLogitConfig,
+            stages=_one_stage(WKDLogit),
+            card="limbeck.methods.output.wkd_logit",
         ),
     }
 )

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from limbeck.core.errors import DeviceError
-from limbeck.engine.distributed import World, check_ranks_agree, pick_device, sum_over_ranks
+from limbeck.engine.distributed import (
+    World,
+    check_ranks_agree,
+    join_ranks,
+    pick_device,
+    sum_over_ranks,
+)
 
 
 def test_auto_is_a_device_that_is_there():
@@ -30,6 +36,7 @@ def test_a_gpu_that_is_not_there_is_refused_with_the_way_out(asked, monkeypatch)
 def test_one_process_sums_to_itself():
     values = torch.tensor([1.0, 2.0])
     assert sum_over_ranks(values, World()) is values
+    assert join_ranks(values, World()) is values
     check_ranks_agree(torch.nn.Linear(1, 1), {}, World())
 
 
@@ -87,3 +94,21 @@ def test_one_program_can_join_again_and_again(tmp_path):
         tmp_path,
     )
     assert [output.count(f"run {run}: 3.0") for run in range(3)] == [2, 2, 2]
+
+
+def test_rows_of_all_ranks_are_joined_in_order_and_one_may_have_none(tmp_path):
+    output = torchrun(
+        """
+        import torch
+        from limbeck.engine.distributed import join_ranks, process_group
+        with process_group("cpu") as world:
+            whole = torch.arange(10.0).reshape(5, 2)
+            mine = whole[:3] if world.rank == 0 else whole[3:]
+            assert torch.equal(join_ranks(mine, world), whole)
+            mine = whole if world.rank == 1 else torch.empty(0, 0)
+            assert torch.equal(join_ranks(mine, world), whole)
+            print("joined")
+        """,
+        tmp_path,
+    )
+    assert output.count("joined") == 2

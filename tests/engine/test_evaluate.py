@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from limbeck.engine.config import TrainConfig
-from limbeck.engine.evaluate import evaluate, evaluate_together
+from limbeck.engine.distributed import World
+from limbeck.engine.evaluate import KeptLogits, evaluate, evaluate_together
 
 CPU = torch.device("cpu")
 
@@ -37,3 +38,25 @@ def test_several_networks_share_one_reading_and_keep_their_own_scores(small):
         batches = [small.make_batch(9, seed=1), small.make_batch(4, seed=2)]
         assert found[name] == evaluate(network, batches, config=TrainConfig(), device=CPU)
     assert len({scores["loss"] for scores in found.values()}) == 3
+
+
+def test_answers_are_kept_in_the_order_of_the_images_without_a_second_reading(small):
+    networks = {str(seed): small.make_network(3, seed=seed) for seed in range(2)}
+    batches = [small.make_batch(9, seed=1), small.make_batch(4, seed=2)]
+    kept = KeptLogits()
+    scores = evaluate_together(networks, iter(batches), config=TrainConfig(), device=CPU, kept=kept)
+    assert torch.equal(kept.label, torch.cat([batch.label for batch in batches]))
+    image = torch.cat([batch.image for batch in batches])
+    for name, network in networks.items():
+        torch.testing.assert_close(kept.logits[name], network.eval()(image))
+        top1 = (kept.logits[name].argmax(1) == kept.label).double().mean().item()
+        assert scores[name]["top1"] == pytest.approx(top1)
+
+
+def test_answers_are_float32_whatever_they_were_computed_in():
+    kept = KeptLogits()
+    kept.add("a", torch.ones(2, 3, dtype=torch.bfloat16))
+    kept.add_label(torch.tensor([0, -1]))
+    kept.close(["a"], World())
+    assert kept.logits["a"].dtype == torch.float32
+    assert kept.label.tolist() == [0, -1]

@@ -41,3 +41,28 @@ def test_a_stopped_learner_has_no_logits(small, teacher):
     assert output.logits is None
     assert set(output.terms.parts) == {"near"}
     assert torch.equal(learner.student[1].running_mean, statistics)
+
+
+def test_ddp_is_told_of_the_buffers_that_the_method_keeps_equal(small):
+    class Remembering(small.Mimic):
+        buffers_kept_equal = ("bank",)
+
+    learner = Learner(small.make_network(3, seed=2), Remembering(small.MimicConfig()))
+    learner.method.register_buffer("bank", torch.zeros(3))
+    names = learner._ddp_params_and_buffers_to_ignore  # the attribute's name is torch's
+    assert names == ["method.bank"]
+    assert set(names) <= {name for name, _ in learner.named_buffers()}
+
+
+def test_frozen_parts_of_the_student_rest_in_training_too(small):
+    student = small.make_network(3, seed=2)
+    learner = Learner(student, small.Mimic(small.MimicConfig()), frozen=("0", "1"))
+    learner.train()
+    assert learner.training
+    assert not student[1].training
+    assert student[5].training
+    frozen = {name for name, value in student.named_parameters() if not value.requires_grad}
+    assert (
+        frozen
+        == {"0.weight", "0.bias", "1.weight", "1.bias"} & dict(student.named_parameters()).keys()
+    )

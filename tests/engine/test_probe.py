@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -79,3 +81,41 @@ def test_images_that_do_not_fit_are_the_networks_fault_by_name(small, teacher):
     student = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(48, 4))
     with pytest.raises(ModelError, match=r"student failed on images of shape \(1, 4, 4\)"):
         build(small, student, teacher)
+
+
+def test_batch_norms_before_the_teachers_layers_are_found_where_a_method_asks(small):
+    """By the one dry pass; the network in the fixture has its batch-norm before its ReLU."""
+    network, probes = small.make_network(5, seed=1), []
+
+    class Asking(small.Mimic):
+        asks = True
+
+        @classmethod
+        def needs(cls, config):
+            needs = super().needs(config)
+            return dataclasses.replace(
+                needs, teacher_layers=("2:input", config.layer), teacher_batch_norms=cls.asks
+            )
+
+        @classmethod
+        def from_probe(cls, config, probe):
+            probes.append(probe)
+            return super().from_probe(config, probe)
+
+    for asks in (True, False):
+        Asking.asks = asks
+        build_learner(
+            Stage(name="ask", method=Asking, config=small.MimicConfig()),
+            small.make_network(3, seed=0),
+            Teacher(network, layers=["2:input", "0"]),
+            small.make_batch(),
+            normalization=Normalization(),
+            num_images=30,
+            num_classes=4,
+            seed=0,
+        )
+    assert probes[0].batch_norm("2:input").name == "1"
+    assert torch.equal(probes[0].batch_norm("2:input").weight, network[1].weight)
+    for layer, probe in (("0", probes[0]), ("2:input", probes[1])):
+        with pytest.raises(ModelError, match="no batch-norm"):
+            probe.batch_norm(layer)

@@ -58,6 +58,56 @@ def write_run(tmp_path):
 
 
 @pytest.fixture
+def write_compared(tmp_path, write_run):
+    """Writes a comparison's folder: label to seed to test accuracy, or to why the run failed."""
+
+    def write(results, *, rows=(), name="comparison", summary=(), **fields):
+        folder = tmp_path / name
+        folder.mkdir()
+        facts = {
+            label: {
+                "title": label,
+                "role": "baseline" if label == "ce" else "method",
+                "method": label,
+                "family": "none" if label == "ce" else "output",
+                "chosen": {},
+                **dict(rows).get(label, {}),
+            }
+            for label in results
+        }
+        seeds = sorted({seed for found in results.values() for seed in found})
+        shared = {"data": {"dataset": "digits"}, "student": {"name": "digits_cnn_tiny"}}
+        record = {
+            "settings": {"seeds": seeds, "shared": shared, "tuning": None},
+            "rows": facts,
+            "code": {"limbeck": "0.1.0"},
+            "data": {label: {"test": "t"} for label in results},
+            **fields,
+        }
+        (folder / "comparison.json").write_text(json.dumps(record))
+        (folder / "failures").mkdir()
+        for label, found in results.items():
+            for seed, top1 in found.items():
+                if isinstance(top1, float):
+                    method = "none" if label == "ce" else label
+                    write_run(
+                        f"{name}/runs/{label}-seed{seed}",
+                        method=method,
+                        seed=seed,
+                        top1=top1,
+                        best=top1,
+                        summary=summary,
+                    )
+                elif top1 is not None:
+                    task = f"{label}-seed{seed}"
+                    failure = {"task": task, "reason": top1, "traceback": "...", "when": ""}
+                    (folder / "failures" / f"{task}.json").write_text(json.dumps(failure))
+        return folder
+
+    return write
+
+
+@pytest.fixture
 def drawn(monkeypatch):
     """The axes of every figure that is drawn, for reading what stands in them."""
     made = []

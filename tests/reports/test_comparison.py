@@ -1,9 +1,9 @@
-import math
+import json
 
 import pytest
 
 from limbeck.core.errors import RunFolderError, UnknownNameError
-from limbeck.reports.comparison import compare_runs, spread
+from limbeck.reports.comparison import compare_runs
 from limbeck.reports.runs import read_run
 
 
@@ -19,21 +19,6 @@ def group(write_run):
         ]
 
     return make
-
-
-def test_spread_is_the_sample_standard_deviation():
-    """Divisor n - 1, by hand: deviations -1, 0, 1 of (1, 2, 3) have squares that add up to 2."""
-    assert spread([1.0, 2.0, 3.0]).sd == pytest.approx(math.sqrt(2 / (3 - 1)))
-    assert spread([1.0, 2.0, 3.0]).mean == 2.0
-
-
-def test_one_value_has_no_standard_deviation():
-    assert spread([0.5]).sd is None
-
-
-def test_the_spread_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="at least one"):
-        spread([])
 
 
 def test_gains_are_paired_by_seed_and_not_by_position(group):
@@ -147,3 +132,58 @@ def test_a_gain_of_one_student_over_another_is_refused(group):
 def test_a_run_without_test_result_is_refused(group):
     with pytest.raises(RunFolderError, match="no test result"):
         compare_runs({"none": group("none", {0: 0.5}, summary={"test": None})}, baseline="none")
+
+
+# -- the same data -------------------------------------------------------------------------------
+
+
+def matched(group, *, hashes=({}, {}), names=(None, None), **summary):
+    """A baseline and KD, with split hashes and class names of their own."""
+    base = {"test": "t", "val": "v", "train": "r"}
+    found = []
+    for method, own, classes in zip(("none", "kd"), hashes, names, strict=True):
+        (run,) = group(method, {0: 0.5}, summary={"split_hashes": base | own, **summary})
+        if classes is not None:
+            (run.folder / "student.json").write_text(json.dumps({"class_names": classes}))
+        found.append(read_run(run.folder))
+    return {"none": found[:1], "kd": found[1:]}
+
+
+@pytest.mark.parametrize("split", ["test", "val", "train"])
+def test_runs_on_other_images_are_refused_by_the_split_that_differs(group, split):
+    groups = matched(group, hashes=({}, {split: "other"}))
+    with pytest.raises(RunFolderError, match=f"the {split} images or labels"):
+        compare_runs(groups, baseline="none")
+
+
+def test_a_reference_may_learn_from_other_images_and_not_be_judged_on_them(group):
+    groups = matched(group, hashes=({}, {"train": "other"}))
+    assert len(compare_runs(groups, baseline="none", references=["kd"])) == 2
+
+
+def test_a_reference_judged_on_other_images_is_refused(group):
+    groups = matched(group, hashes=({}, {"test": "other"}))
+    with pytest.raises(RunFolderError, match="the test images"):
+        compare_runs(groups, baseline="none", references=["kd"])
+
+
+def test_another_order_of_classes_is_refused_by_name(group):
+    groups = matched(group, names=(["cat", "dog"], ["dog", "cat"]))
+    with pytest.raises(RunFolderError, match="the order of the classes"):
+        compare_runs(groups, baseline="none")
+
+
+def test_other_classes_are_refused(group):
+    groups = matched(group, names=(["cat", "dog"], ["cat", "eel"]))
+    with pytest.raises(RunFolderError, match="the classes of"):
+        compare_runs(groups, baseline="none")
+
+
+def test_methods_of_different_teachers_are_refused(group):
+    groups = {
+        "none": group("none", {0: 0.5}),
+        "kd": group("kd", {0: 0.5}),
+        "rkd": group("rkd", {0: 0.5}, summary={"teacher_hash": "another"}),
+    }
+    with pytest.raises(RunFolderError, match="had different teachers"):
+        compare_runs(groups, baseline="none")

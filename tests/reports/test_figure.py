@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from limbeck.reports.comparison import ComparisonRow, spread
+from limbeck.reports.comparison import ComparisonRow
 from limbeck.reports.figure import comparison_png
+from limbeck.reports.spread import spread
 
 
 def row(label="KD", role="method", last=(0.86, 0.9), gain=()):

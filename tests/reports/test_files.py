@@ -3,47 +3,53 @@ import csv
 import pytest
 from PIL import Image
 
-from limbeck.reports.comparison import compare_runs
+from limbeck.reports.compared import read_comparison
 from limbeck.reports.files import write_comparison
-from limbeck.reports.runs import find_runs
+
+RESULTS = {"ce": {0: 0.84, 1: 0.88}, "kd": {0: 0.95, 1: 0.96}, "full": {0: 0.97, 1: 0.975}}
+ROWS = {"full": {"role": "reference", "method": "ce"}}
 
 
 @pytest.fixture
-def rows(write_run, tmp_path):
-    accuracies = {"none": (0.84, 0.88), "kd": (0.95, 0.96), "full": (0.97, 0.975)}
-    for method, values in accuracies.items():
-        for seed, top1 in enumerate(values):
-            write_run(f"runs/{method}/{seed}", method=method, seed=seed, top1=top1)
-    groups = {method: find_runs(tmp_path / "runs" / method) for method in accuracies}
-    return compare_runs(groups, baseline="none", references=["full"])
+def compared(write_compared):
+    return read_comparison(write_compared(RESULTS, rows=ROWS))
 
 
-def test_from_run_folders_to_a_table_of_numbers_and_a_picture(rows, tmp_path):
-    files = write_comparison(rows, tmp_path / "new" / "out", title="digits", teacher_top1=0.99)
+def test_from_run_folders_to_tables_of_numbers_and_a_picture(compared, tmp_path):
+    files = write_comparison(compared, title="digits", out_dir=tmp_path / "new" / "out")
     lines = list(csv.DictReader(files.csv.read_text(encoding="utf-8").splitlines()))
-    assert [line["label"] for line in lines] == ["none", "kd", "full"]
+    assert [line["label"] for line in lines] == ["ce", "kd", "full"]
     assert float(lines[1]["gain_mean"]) == pytest.approx(((0.95 - 0.84) + (0.96 - 0.88)) / 2)
+    runs = list(csv.DictReader(files.runs.read_text(encoding="utf-8").splitlines()))
+    assert [(run["row"], run["seed"]) for run in runs[:3]] == [
+        ("ce", "0"),
+        ("ce", "1"),
+        ("kd", "0"),
+    ]
+    assert files.markdown.read_text(encoding="utf-8").startswith("# digits\n")
     with Image.open(files.figure) as picture:
         assert picture.format == "PNG"
 
 
-def test_writing_again_replaces_the_files(rows, tmp_path):
-    first = write_comparison(rows, tmp_path, title="digits")
+def test_they_lie_in_the_comparison_and_replace_earlier_ones(compared, write_compared):
+    first = write_comparison(compared, title="digits")
+    assert first.csv.parent == compared.folder
     before = first.csv.read_text()
-    second = write_comparison(rows[:1], tmp_path, title="digits")
+    (compared.folder / "runs" / "kd-seed1" / "summary.json").unlink()
+    second = write_comparison(read_comparison(compared.folder), title="digits")
     assert second == first
     assert second.csv.read_text() != before
 
 
-def test_the_teacher_and_every_reference_are_lines_in_the_picture(rows, tmp_path, drawn):
-    write_comparison(rows, tmp_path, title="digits", teacher_top1=0.99)
-    write_comparison(rows[:2], tmp_path, title="digits")
-    labels = [[text.get_label() for text in axes.lines] for axes in drawn]
-    named = [[label for label in found if not label.startswith("_")] for found in labels]
-    assert named == [["teacher 99.0", "full 97.2"], []]
+def test_the_teacher_and_every_reference_are_lines_in_the_picture(compared, drawn):
+    write_comparison(compared, title="digits")
+    (axes,) = drawn
+    labels = [text.get_label() for text in axes.lines]
+    named = [label for label in labels if not label.startswith("_")]
+    assert named == ["teacher 99.0", "full 97.2"]
 
 
-def test_nothing_is_written_for_no_rows(tmp_path):
-    with pytest.raises(ValueError, match="at least one row"):
-        write_comparison([], tmp_path / "out", title="digits")
-    assert not (tmp_path / "out").exists()
+def test_without_any_run_there_is_no_picture(write_compared):
+    files = write_comparison(read_comparison(write_compared({"ce": {0: None}})), title="digits")
+    assert files.figure is None
+    assert files.csv.exists()

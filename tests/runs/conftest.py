@@ -10,6 +10,7 @@ import torch
 from limbeck.core.normalization import Normalization
 from limbeck.data import DataBundle, ImageSet
 from limbeck.engine.recorder import SilentObserver
+from limbeck.runs.compare import CompareConfig
 from limbeck.runs.config import RunConfig
 from limbeck.runs.execute import execute, prepare_parts, resume
 
@@ -127,6 +128,17 @@ class Small:
             train=train,
             **fields,
         )
+
+    def comparison(self, methods=("kd",), *, seeds=(0, 1), student="digits_cnn_tiny", **fields):
+        """Of a quarter of the digits and two epochs; ``methods`` may be label to row."""
+        shared = self.config("ce", student=student, **fields.pop("shared", {})).plain()
+        rows = (
+            methods if isinstance(methods, dict) else {m: {"method": {"name": m}} for m in methods}
+        )
+        values = {"shared": shared, "contenders": rows, "seeds": seeds, "threads": 1}
+        if "teacher_training" not in fields:
+            values["teacher"] = {"run": self.teacher}
+        return CompareConfig.read(values | fields)
 
     def parts(self, config):
         return prepare_parts(config, typed=self.typed)

@@ -91,6 +91,7 @@ def test_a_run_folder_holds_all_that_is_promised(finished):
         "config.json",
         "environment.json",
         "metrics.jsonl",
+        "predictions.safetensors",
         "student.json",
         "student.safetensors",
         "student_best.safetensors",
@@ -182,6 +183,72 @@ def test_the_test_split_is_read_once_and_after_training(small, tmp_path):
     assert set(rows_at_reading) == {2}
     assert summary.test.best_on_validation is not None
     assert summary.teacher_test is not None
+
+
+def test_the_answers_kept_are_those_that_were_judged(finished, small):
+    """Accuracies of the summary, from the logits in the file by hand; the split's own labels."""
+    folder, config, _, summary = finished
+    found = load_file(folder / "predictions.safetensors")
+    data = small.parts(config).data
+    assert torch.equal(found["test.label"], data.test.labels)
+    assert torch.equal(found["val.label"], data.val.labels)
+    judged = {
+        "test.last": summary.test.last,
+        "test.best_on_validation": summary.test.best_on_validation,
+        "test.teacher": summary.teacher_test,
+        "val.last": summary.last.val,
+        "val.best_on_validation": summary.best_on_validation.val,
+        "val.teacher": summary.teacher_val,
+    }
+    assert found.keys() == {*judged, "test.label", "val.label"}
+    for name, scores in judged.items():
+        label = found[f"{name.partition('.')[0]}.label"]
+        assert scores["top1"] == (found[name].argmax(1) == label).double().mean().item()
+        loss = nn.functional.cross_entropy(found[name], label).item()
+        assert scores["loss"] == pytest.approx(loss, abs=1e-5)
+
+
+def test_the_summary_has_every_score_on_test_and_what_the_run_cost(finished):
+    folder, _, _, summary = finished
+    assert summary.scores.keys() == {"last", "best_on_validation", "teacher"}
+    for name, scores in summary.scores.items():
+        assert {"top1", "nll", "brier", "ece", "temperature", "worst_class"} <= scores.keys()
+        assert ("agreement" in scores) == (name != "teacher")
+    assert summary.scores["last"]["top1"] == summary.test.last["top1"]
+    assert summary.scores["last"]["nll"] == pytest.approx(summary.test.last["loss"], abs=1e-5)
+    weights = load_file(folder / "student.safetensors").values()
+    assert summary.deployed_bytes == sum(w.numel() * w.element_size() for w in weights)
+    assert 0 < summary.teacher_seconds < summary.seconds
+    assert summary.peak_memory_bytes > 2**20
+    assert summary.inference_images_per_second > 0
+
+
+def test_networks_beside_are_judged_and_teach_nothing(small, tmp_path):
+    """The matched baseline with the teacher's answers kept: the same student as without."""
+    config = small.config("ce", epochs=1)
+    alone = small.run(config, tmp_path / "alone")
+    parts = small.parts(config)
+    teacher = small.parts(small.config(epochs=1)).teacher
+    parts = dataclasses.replace(parts, beside={"teacher": teacher})
+    hash_before = state_hash(teacher.network)
+    found = small.run(config, tmp_path / "beside", parts=parts)
+    assert found.student_hash == alone.student_hash
+    assert (found.teacher, found.teacher_test, found.teacher_seconds) == (None, None, None)
+    assert "agreement" in found.scores["last"]
+    assert "agreement" not in alone.scores["last"]
+    assert found.scores["teacher"]["top1"] == read_summary(small.teacher).test.last["top1"]
+    assert state_hash(teacher.network) == hash_before
+
+
+def test_what_the_teacher_took_and_memory_are_added_up_over_sittings(small, tmp_path):
+    config = small.config(epochs=2, train={"checkpoint_steps": 1})
+    with pytest.raises(InterruptedRun):
+        small.run(config, tmp_path, observer=small.Act("train", 15, signal_self(signal.SIGINT)))
+    state, _ = CheckpointStore(tmp_path / "checkpoints").load_newest()
+    before = state["loop"]["teacher_seconds"]
+    assert before > 0
+    assert state["past"]["peak_memory_bytes"] > 0
+    assert small.resume(tmp_path).teacher_seconds > before
 
 
 def test_the_test_split_chooses_nothing(finished, small, tmp_path):
@@ -1029,3 +1096,18 @@ def test_two_ranks_are_one_process_with_twice_the_batch(two_ranks, small, tmp_pa
         assert two["train"] == pytest.approx(one["train"], rel=1e-5)
         assert two["step"] == one["step"]
         assert two["val"] is one["val"] or two["val"] == pytest.approx(one["val"], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["crd", "simkd", "vid"])
+def test_what_a_feature_method_remembers_goes_through_an_interruption(method, small, tmp_path):
+    """CRD's banks and Z, SimKD's projector that is deployed, VID's variances."""
+    config = small.config(method, student="digits_cnn_tiny", optim={"lr": 0.02})
+    whole = small.run(config, tmp_path / "whole")
+    stop = small.Act("train", 14, signal_self(signal.SIGINT))
+    with pytest.raises(InterruptedRun):
+        small.run(config, tmp_path / "halves", observer=stop)
+    halves = small.resume(tmp_path / "halves")
+    assert halves.student_hash == whole.student_hash
+    assert small.rows(tmp_path / "halves") == small.rows(tmp_path / "whole")
+    assert halves.test == whole.test
+    assert any(" -> " in note and "parameters" in note for note in whole.notices)

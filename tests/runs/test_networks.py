@@ -2,12 +2,15 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from limbeck.core.errors import CheckpointError, ModelError, RunFolderError
 from limbeck.core.normalization import Normalization
+from limbeck.models.digits_cnn import digits_cnn_tiny
 from limbeck.runs.config import StudentConfig, TeacherConfig
 from limbeck.runs.networks import build_student, build_teacher, load_student
+from limbeck.teacher import state_hash
 
 TINY = StudentConfig(name="digits_cnn_tiny")
 
@@ -94,10 +97,14 @@ def test_a_teacher_of_other_classes_is_refused_by_their_names(small):
         build_teacher(TeacherConfig(run=small.teacher), small.bundle())
 
 
-def test_a_teacher_of_other_channels_is_refused(small):
+def test_a_grey_teacher_sees_colour_images_as_grey(small):
     colour = small.parts(small.config("ce", data={"in_chans": 3})).data
-    with pytest.raises(ModelError, match=r"takes 1 channels, the data has 3; set data\.in_chans=1"):
-        build_teacher(TeacherConfig(run=small.teacher), colour)
+    teacher = build_teacher(TeacherConfig(run=small.teacher), colour)
+    assert teacher.normalization.in_chans == 1
+    assert (
+        teacher.network.state_dict().keys()
+        == load_student(small.teacher)[0].network.state_dict().keys()
+    )
 
 
 def test_a_finished_runs_student_is_loaded_in_eval_mode_last_or_best(small):
@@ -143,3 +150,61 @@ def test_a_run_whose_student_is_code_is_loaded_only_if_it_was_typed(small, tmp_p
     (tmp_path / "student.safetensors").touch()
     with pytest.raises(ModelError, match="is code, and is not run"):
         load_student(tmp_path)
+
+
+def test_a_reused_classifier_comes_back_whole_and_in_plain_torch(small, tmp_path):
+    """SimKD: what is judged, counted, written and read again is the same network."""
+    config = small.config("simkd", epochs=2, student="digits_cnn_tiny")
+    parts = small.parts(config)
+    summary = small.run(config, tmp_path / "run", parts=parts)
+    loaded, card = load_student(tmp_path / "run")
+    best, _ = load_student(tmp_path / "run", best=True)
+    assert not equal(state(best.network), state(loaded.network)) or (
+        summary.best_on_validation.epoch == summary.last.epoch
+    )
+    assert state_hash(loaded.network) == summary.student_hash
+    assert summary.num_parameters == sum(p.numel() for p in loaded.network.parameters())
+
+    image = parts.data.test.gather(torch.arange(len(parts.data.test))).float() / 255
+    image = (image - torch.tensor(card.normalization.mean)) / torch.tensor(card.normalization.std)
+    weights = load_file(tmp_path / "run" / "student.safetensors")
+    given = {
+        part: {
+            name.removeprefix(f"{part}."): value
+            for name, value in weights.items()
+            if name.startswith(f"{part}.")
+        }
+        for part in ("backbone", "projector", "classifier")
+    }
+    backbone = digits_cnn_tiny().eval()
+    backbone.load_state_dict(
+        given["backbone"] | {f"fc.{n}": v for n, v in backbone.fc.state_dict().items()}
+    )
+    settings = card.reused_classifier
+    own, inside, theirs = settings.channels
+    projector = nn.Sequential(
+        nn.Conv2d(own, inside, 1, bias=False),
+        nn.BatchNorm2d(inside),
+        nn.ReLU(),
+        nn.Conv2d(inside, inside, 3, padding=1, bias=False),
+        nn.BatchNorm2d(inside),
+        nn.ReLU(),
+        nn.Conv2d(inside, theirs, 1, bias=False),
+        nn.BatchNorm2d(theirs),
+        *([nn.ReLU()] if settings.relu else []),
+    ).eval()
+    projector.load_state_dict(given["projector"])
+    classifier = nn.Linear(theirs, 10)
+    classifier.load_state_dict(given["classifier"])
+    with torch.no_grad():
+        x = backbone.halve(backbone.stage2(backbone.halve(backbone.stage1(image))))
+        logits = classifier(projector(backbone.stage3(x)).mean(dim=(2, 3)))
+        torch.testing.assert_close(loaded.network(image), logits)
+    top1 = (logits.argmax(1) == parts.data.test.labels).float().mean().item()
+    assert summary.test.last["top1"] == pytest.approx(top1)
+
+
+def test_a_student_of_simkd_can_be_a_teacher(small, tmp_path):
+    small.run(small.config("simkd", epochs=1, student="digits_cnn_tiny"), tmp_path / "first")
+    config = small.config("fitnet_one_stage", epochs=1, teacher={"run": str(tmp_path / "first")})
+    assert small.run(config, tmp_path / "second").teacher_val is not None

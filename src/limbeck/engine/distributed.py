@@ -22,6 +22,7 @@ from limbeck.teacher import state_hash
 __all__ = [
     "World",
     "check_ranks_agree",
+    "join_ranks",
     "pick_device",
     "process_group",
     "share_buffers",
@@ -103,6 +104,18 @@ def sum_over_ranks(values: Tensor, world: World) -> Tensor:
     if world.size > 1:
         dist.all_reduce(values)
     return values
+
+
+def join_ranks(rows: Tensor, world: World) -> Tensor:
+    """Every process's rows on the host, one below the other in the order of the ranks.
+
+    A process may have none: the last axes are then those of the others.
+    """
+    if world.size == 1:
+        return rows
+    everyone: list[Any] = [None] * world.size
+    dist.all_gather_object(everyone, rows.cpu())
+    return torch.cat([part for part in everyone if len(part)] or [rows])
 
 
 def share_buffers(network: nn.Module, world: World) -> None:

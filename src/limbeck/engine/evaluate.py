@@ -5,14 +5,53 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck.core.types import Batch
 from limbeck.engine.config import TrainConfig
-from limbeck.engine.distributed import World, share_buffers, sum_over_ranks
+from limbeck.engine.distributed import World, join_ranks, share_buffers, sum_over_ranks
 from limbeck.metrics.accuracy import ClassificationTotals
 
-__all__ = ["evaluate", "evaluate_together"]
+__all__ = ["KeptLogits", "evaluate", "evaluate_together"]
+
+
+class KeptLogits:
+    """What networks answered for the images of one split, and the labels, on the host.
+
+    :func:`evaluate_together` fills it while it reads the images, so that keeping the answers
+    takes no second reading.
+
+    Attributes:
+        logits: network to float32 ``(N, K)``, in the order of the images.
+        label: int64 ``(N,)``, -1 where unknown.
+    """
+
+    def __init__(self) -> None:
+        self.logits: dict[str, Tensor] = {}
+        self.label = torch.empty(0, dtype=torch.int64)
+        self._parts: dict[str, list[Tensor]] = {}
+        self._labels: list[Tensor] = []
+
+    def add(self, name: str, logits: Tensor) -> None:
+        """One network's raw logits ``(B, K)`` for the next batch."""
+        self._parts.setdefault(name, []).append(logits.detach().float().cpu())
+
+    def add_label(self, label: Tensor) -> None:
+        """The next batch's labels ``(B,)``."""
+        self._labels.append(label.cpu())
+
+    def close(self, names: Iterable[str], world: World) -> None:
+        """Join the batches, and the shares of all ranks in the order of the images.
+
+        Args:
+            names: of the networks, also where this process had no batch for them.
+            world: the processes that each added their share.
+        """
+        self.label = join_ranks(torch.cat([self.label, *self._labels]), world)
+        for name in names:
+            own = self._parts.get(name) or [torch.empty(0, 0)]
+            self.logits[name] = join_ranks(torch.cat(own), world)
+        self._parts, self._labels = {}, []
 
 
 def evaluate(
@@ -46,8 +85,12 @@ def evaluate_together(
     config: TrainConfig,
     device: torch.device,
     world: World | None = None,
+    kept: KeptLogits | None = None,
 ) -> dict[str, dict[str, float]]:
-    """What :func:`evaluate` gives, of several networks by name, reading every image once."""
+    """What :func:`evaluate` gives, of several networks by name, reading every image once.
+
+    With ``kept``, their answers are left in it.
+    """
     world = world or World()
     modes = [(part, part.training) for network in networks.values() for part in network.modules()]
     totals = {name: ClassificationTotals() for name in networks}
@@ -61,9 +104,15 @@ def evaluate_together(
                 with config.autocast(device):
                     logits = network(moved.image)
                 totals[name].add(logits, moved.label)
+                if kept is not None:
+                    kept.add(name, logits)
+            if kept is not None:
+                kept.add_label(moved.label)
     finally:
         for part, training in modes:
             part.training = training
+    if kept is not None:
+        kept.close(networks, world)
     found = {}
     for name, counted in totals.items():
         summed = sum_over_ranks(counted.as_tensor().to(device), world)

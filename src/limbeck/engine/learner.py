@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
 from limbeck.core.normalization import Normalization
 from limbeck.core.types import Batch, LossTerms, Outputs, Progress
+from limbeck.engine.freezing import freeze_parts, rest_parts
 from limbeck.features import ObservedNetwork
 from limbeck.methods.base import Method
 
@@ -33,6 +35,8 @@ class Learner(nn.Module):
         student: images to logits ``(B, K)``.
         method: built for this student and its teacher.
         normalization: the student's own.
+        frozen: names of the student's modules and parameters that do not train; the modules stay
+            in eval mode.
 
     Example:
         >>> import torch
@@ -52,8 +56,11 @@ class Learner(nn.Module):
         method: Method[Any],
         *,
         normalization: Normalization | None = None,
+        frozen: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        self.frozen = tuple(frozen)
+        freeze_parts(student, self.frozen)
         needs = method.needs(method.config)
         self.observed = ObservedNetwork(
             student,
@@ -63,11 +70,21 @@ class Learner(nn.Module):
             stop=needs.stop_student,
         )
         self.method = method
+        # DDP reads this attribute.
+        self._ddp_params_and_buffers_to_ignore = [
+            f"method.{name}" for name in method.buffers_kept_equal
+        ]
 
     @property
     def student(self) -> nn.Module:
         """The network that is being trained."""
         return self.observed.network
+
+    def train(self, mode: bool = True) -> Self:
+        """Change the mode of all but the frozen parts, which stay in eval mode."""
+        super().train(mode)
+        rest_parts(self.student, self.frozen)
+        return self
 
     def forward(
         self, batch: Batch, teacher: Outputs = NO_TEACHER, progress: Progress | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from limbeck.core.errors import LimbeckError
-from limbeck.core.normalization import Normalization, Normalize
+from limbeck.core.normalization import Normalization
 from limbeck.core.types import Batch, Progress, keyed_generator
 from limbeck.engine.checkpoint import restore_rng_state, rng_state
 from limbeck.engine.config import TrainConfig
@@ -26,11 +27,14 @@ from limbeck.engine.learner import NO_TEACHER, Learner
 from limbeck.engine.optim import OptimConfig, ScheduleConfig, build_optimizer, build_scheduler
 from limbeck.engine.recorder import Recorder, RunningMeans
 from limbeck.engine.step import Stepper
+from limbeck.engine.stopwatch import Stopwatch
+from limbeck.features import LogitNetwork
 from limbeck.teacher import Teacher
 
 __all__ = ["BestWeights", "InterruptedRun", "Interruption", "Loader", "StageLoop"]
 
 _GUARD_STEPS = 50  # how often a GPU is asked whether something was not finite
+_TIMED_STEPS, _TIMED_SECONDS = 12, 1.0  # of a rehearsal, at most
 _STOP_STEPS = 20  # how often several ranks agree on whether to stop
 
 
@@ -162,6 +166,7 @@ class StageLoop:
         self.last: dict[str, float] = {}
         self.seconds = 0.0  # of training without evaluation, over all sittings
         self.images = 0
+        self.teacher_clock = Stopwatch(self.device)  # its forward passes, over all sittings
         self._since = (0.0, 0)  # seconds and images at the last row
 
     @property
@@ -200,6 +205,7 @@ class StageLoop:
                         raise InterruptedRun(stop)
             self.epoch, self.step = epoch + 1, 0
             self.stepper.guard.read()
+            self.teacher_clock.seconds()  # the device has just been waited for: events are read
             self.seconds += time.monotonic() - clock
             self._finish_epoch(epoch)
             stop = self._stop_asked(0)
@@ -214,17 +220,18 @@ class StageLoop:
             clock = time.monotonic()
 
     def time_one_step(self) -> float:
-        """Seconds of the second of two steps on the same batch; the learner is changed."""
+        """Seconds of a step, the median of some on the same batch; the learner is changed."""
         batch = next(self.loader.epoch(0)).to(self.device, memory_format=self.config.memory_format)
         self.learner.train()
-        seconds = 0.0
-        for _ in range(2):
+        seconds: list[float] = []
+        # The first warms up. A step of a small network takes milliseconds, and one is no measure.
+        while len(seconds) < 2 or (len(seconds) < _TIMED_STEPS and sum(seconds) < _TIMED_SECONDS):
             self.step = 0
             start = time.perf_counter()
             self._train_on(batch)
             self.stepper.guard.read()  # waits for the device
-            seconds = time.perf_counter() - start
-        return seconds
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds[1:])
 
     def _update_closed(self) -> bool:
         """Whether no gradient is waiting: a checkpoint holds none."""
@@ -244,7 +251,7 @@ class StageLoop:
         teacher = NO_TEACHER
         if self.teacher is not None:
             image = batch.image if batch.teacher_image is None else batch.teacher_image
-            with self.config.autocast(self.device):
+            with self.teacher_clock, self.config.autocast(self.device):
                 teacher = self.teacher(image, batch.views)
         terms = self.stepper.step(
             batch,
@@ -272,7 +279,8 @@ class StageLoop:
         val = None
         stopped = self.learner.method.needs(self.learner.method.config).stop_student
         if self.val_batches is not None and not stopped:
-            network = nn.Sequential(Normalize(self.normalization).to(self.device), self.deployed)
+            network = LogitNetwork(self.deployed, normalization=self.normalization)
+            network.normalize.to(self.device)
             val = evaluate(
                 network,
                 self.val_batches(),
@@ -329,6 +337,7 @@ class StageLoop:
             "last": self.last,
             "seconds": self.seconds,
             "images": self.images,
+            "teacher_seconds": self.teacher_clock.seconds(),
             "since": list(self._since),
             "rng": rng_state(),
             "threads": torch.get_num_threads(),
@@ -348,6 +357,7 @@ class StageLoop:
         self.best = BestWeights(**state["best"])
         self.last = state["last"]
         self.seconds, self.images = state["seconds"], state["images"]
+        self.teacher_clock.start_from(state["teacher_seconds"])
         self._since = (state["since"][0], state["since"][1])
         restore_rng_state(state["rng"])
         if self.world.rank > 0:  # the checkpoint is rank 0's; dropout must differ between ranks

@@ -5,17 +5,19 @@ Nothing it does is left behind: batch-norm statistics, gradients and random stre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from limbeck.core.errors import ModelError, ShapeError
+from limbeck.core.errors import LimbeckError, ModelError
 from limbeck.core.normalization import Normalization
 from limbeck.core.types import Batch, Outputs, Progress, keyed_generator
+from limbeck.engine.freezing import rest_parts
 from limbeck.engine.learner import NO_TEACHER, Learner
+from limbeck.engine.norms import find_batch_norms
 from limbeck.features import ObservedNetwork
 from limbeck.methods.base import Method, Probe, Stage
 from limbeck.teacher import Teacher
@@ -57,9 +59,12 @@ def check_fit(student: Outputs, teacher: Outputs, *, num_classes: int) -> None:
     wrong = {name: count for name, count in counts.items() if count != num_classes}
     if wrong:
         listed = " and ".join(f"the {name} gives {count}" for name, count in wrong.items())
+        more = ""
+        if wrong.get("teacher", 0) > num_classes:
+            more = ", or say which of the teacher's classes are the data's (teacher.class_map)"
         raise ModelError(
             f"the data has {num_classes} classes, {listed}; use networks made for "
-            f"{num_classes} classes"
+            f"{num_classes} classes{more}"
         )
 
 
@@ -74,6 +79,8 @@ def build_learner(
     num_classes: int,
     seed: int,
     prepare: Callable[[Method[Any]], None] | None = None,
+    frozen: Sequence[str] = (),
+    labels: Tensor | None = None,
 ) -> Learner:
     """The method built for both networks by one dry batch, and the learner it makes.
 
@@ -87,6 +94,8 @@ def build_learner(
         num_classes: of the data.
         seed: the method's own weights are drawn from it.
         prepare: called with the fresh method, for its one pass over the data.
+        frozen: names of the student's parts that do not train.
+        labels: ``(N,)``, of the training images, for methods that need all of them.
 
     Raises:
         ModelError: if the class counts differ, or the networks cannot take the images.
@@ -104,24 +113,35 @@ def build_learner(
     try:
         with _untouched(student, seed=key), torch.no_grad():
             student.train()
+            rest_parts(student, frozen)
             student_outputs = dry_forward("student", observed, batch)
             teacher_outputs = (
                 NO_TEACHER if teacher is None else dry_forward("teacher", teacher, batch)
             )
             check_fit(student_outputs, teacher_outputs, num_classes=num_classes)
+            batch_norms = {}
+            if teacher is not None and needs.teacher_batch_norms:
+                addresses = teacher.observed.tap.addresses
+                image = batch.image if batch.teacher_image is None else batch.teacher_image
+                seen = teacher.observed.normalize(image)
+                batch_norms = find_batch_norms(teacher.network, addresses, seen)
             torch.manual_seed(key)
             probe = Probe(
                 student=student_outputs,
                 teacher=teacher_outputs,
                 num_classes=num_classes,
                 num_images=num_images,
+                labels=labels,
+                student_addresses=dict(observed.tap.addresses),
+                student_classifier_name=observed.classifier_name,
+                teacher_batch_norms=batch_norms,
             )
             method = stage.method.from_probe(stage.config, probe).to(device)
     finally:
         observed.tap.close()
     if prepare is not None:
         prepare(method)
-    return Learner(student, method, normalization=normalization).to(device)
+    return Learner(student, method, normalization=normalization, frozen=frozen).to(device)
 
 
 def dry_forward(whose: str, network: nn.Module, batch: Batch) -> Outputs:
@@ -135,13 +155,14 @@ def dry_forward(whose: str, network: nn.Module, batch: Batch) -> Outputs:
         image = batch.teacher_image
     try:
         outputs: Outputs = network(image, batch.views)
-    except (RuntimeError, ShapeError, TypeError) as error:
-        if isinstance(error, ModelError) or type(error).__module__.startswith("limbeck"):
-            raise
+    except LimbeckError:
+        raise
+    except Exception as error:  # networks refuse a size by an assertion, or by anything else
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"the {whose} failed on images of shape {tuple(image.shape[1:])} (channels, height, "
-            f"width): {first}"
+            f"width): {first}. If it is made for another size or other channels, set "
+            f"{whose}.img_size or {whose}.in_chans: its images are then converted for it"
         ) from error
     return outputs
 

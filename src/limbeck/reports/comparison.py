@@ -3,49 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from limbeck.core.errors import RunFolderError, UnknownNameError
 from limbeck.reports.runs import HeldOutScores, RunRecord
+from limbeck.reports.spread import Spread, spread
+from limbeck.reports.statistics import PairedDifference, compare_over_seeds
 
-__all__ = ["ComparisonRow", "Spread", "compare_runs", "spread"]
+__all__ = ["ComparisonRow", "Role", "compare_runs"]
 
+Role = Literal["baseline", "method", "reference"]
 _SAME_IN_A_GROUP = ("method", "optim", "schedule")  # parts of a run's settings
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """Mean and sample standard deviation (divisor n - 1) of ``count`` numbers.
-
-    Attributes:
-        mean: of the numbers.
-        sd: None for a single number, which has no spread.
-        count: how many there were, ``>= 1``.
-    """
-
-    mean: float
-    sd: float | None
-    count: int
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation of at least one number.
-
-    Raises:
-        ValueError: if there is no number.
-
-    Example:
-        >>> spread([1.0, 3.0])
-        Spread(mean=2.0, sd=1.4142135623730951, count=2)
-        >>> spread([1.0]).sd is None
-        True
-    """
-    if not values:
-        raise ValueError("the spread of no numbers is not defined; give at least one")
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(mean=statistics.fmean(values), sd=sd, count=len(values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +33,23 @@ class ComparisonRow:
             None for the baseline, for references, and where no seed is shared.
         num_parameters: of the student.
         seconds: mean over the runs.
+        over_baseline: the same gain with its interval and verdict; None where ``gain`` is.
+        best_over_baseline: that of the epochs that were best on validation.
+        over_kd: the difference to plain KD, where that is another row of the match.
+        records: the runs, by seed.
     """
 
     label: str
-    role: Literal["baseline", "method", "reference"]
+    role: Role
     last: Mapping[int, float]
     best_on_validation: Mapping[int, float]
     gain: Spread | None
     num_parameters: int
     seconds: float
+    over_baseline: PairedDifference | None = None
+    best_over_baseline: PairedDifference | None = None
+    over_kd: PairedDifference | None = None
+    records: Mapping[int, RunRecord] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> Spread:
@@ -88,57 +66,93 @@ class ComparisonRow:
 def compare_runs(
     groups: Mapping[str, Sequence[RunRecord]],
     *,
-    baseline: str,
+    baseline: str | None,
     references: Collection[str] = (),
+    kd: str | None = None,
 ) -> tuple[ComparisonRow, ...]:
     """One row per group of runs that differ in their seed alone.
 
     Args:
         groups: label to finished runs, in the order of the rows.
-        baseline: the label of the matched student without distillation.
+        baseline: the label of the matched student without distillation; None where all its runs
+            failed, which leaves nothing to measure a gain against.
         references: labels outside the match, such as the student with all labels.
+        kd: the label of plain KD, against which the others are measured, too.
 
     Returns:
         A row per group, in the order given.
 
     Raises:
-        UnknownNameError: if ``baseline`` or a reference is no label.
+        UnknownNameError: if ``baseline``, ``kd`` or a reference is no label.
         RunFolderError: if a group is empty, holds a seed twice, mixes students or settings, or
-            has a run without a test result, or if a matched group has another student than the
-            baseline.
+            has a run without a test result; if a matched group has another student than the
+            baseline; or if the runs were judged on other test images or classes, or, in the
+            match, learnt from other images or another teacher.
     """
-    for name in (baseline, *references):
+    for name in (*references, *(other for other in (baseline, kd) if other is not None)):
         if name not in groups:
             raise UnknownNameError("group of runs", name, groups)
+    by_label = {label: _by_seed(label, runs) for label, runs in groups.items()}
+    matched = {label: runs for label, runs in by_label.items() if label not in references}
+    _check_same_data(by_label.values(), ("test",))
+    _check_same_data(matched.values(), ("train", "val"))
+    _check_same_teacher(matched.values())
+    last = {label: _top1(runs) for label, runs in matched.items()}
+    best = {label: _best_top1(runs) for label, runs in matched.items()}
+    against = {
+        "over_baseline": _differences(last, baseline),
+        "best_over_baseline": _differences({k: v for k, v in best.items() if v}, baseline),
+        "over_kd": _differences({k: v for k, v in last.items() if k != baseline}, kd),
+    }
+    base = {} if baseline is None else by_label[baseline]
     rows = []
-    base: dict[int, RunRecord] = {}
-    # The baseline first: its checks come before anybody is measured against it.
-    for label in (baseline, *(other for other in groups if other != baseline)):
-        by_seed = _by_seed(label, groups[label])
-        base = base or by_seed
-        role: Literal["baseline", "method", "reference"] = "method"
+    for label, runs in by_label.items():
+        role: Role = "method"
         if label == baseline:
             role = "baseline"
         elif label in references:
             role = "reference"
-        gains = _paired_gains(by_seed, base) if role == "method" else []
+        gains = _paired_gains(runs, base) if role == "method" else []
         rows.append(
             ComparisonRow(
                 label=label,
                 role=role,
-                last={seed: _held_out(run).last.top1 for seed, run in by_seed.items()},
-                best_on_validation={
-                    seed: best.top1
-                    for seed, run in by_seed.items()
-                    if (best := _held_out(run).best_on_validation) is not None
-                },
+                last=_top1(runs),
+                best_on_validation=_best_top1(runs),
                 gain=spread(gains) if gains else None,
-                num_parameters=next(iter(by_seed.values())).num_parameters,
-                seconds=statistics.fmean(run.seconds for run in by_seed.values()),
+                num_parameters=next(iter(runs.values())).num_parameters,
+                seconds=statistics.fmean(run.seconds for run in runs.values()),
+                records=runs,
+                **{name: found.get(label) for name, found in against.items()},
             )
         )
-    order = list(groups)
-    return tuple(sorted(rows, key=lambda row: order.index(row.label)))
+    return tuple(rows)
+
+
+def _top1(runs: Mapping[int, RunRecord]) -> dict[int, float]:
+    return {seed: _held_out(run).last.top1 for seed, run in runs.items()}
+
+
+def _best_top1(runs: Mapping[int, RunRecord]) -> dict[int, float]:
+    return {
+        seed: best.top1
+        for seed, run in runs.items()
+        if (best := _held_out(run).best_on_validation) is not None
+    }
+
+
+def _differences(
+    scores: Mapping[str, Mapping[int, float]], reference: str | None
+) -> dict[str, PairedDifference]:
+    """To the reference, for the others that share a seed with it; corrected for their number."""
+    if reference is None or reference not in scores:
+        return {}
+    found = compare_over_seeds(scores, reference=reference)
+    return {
+        row.name: row.difference
+        for row in found
+        if row.difference is not None and row.difference.mean is not None
+    }
 
 
 def _by_seed(label: str, runs: Sequence[RunRecord]) -> dict[int, RunRecord]:
@@ -167,6 +181,45 @@ def _by_seed(label: str, runs: Sequence[RunRecord]) -> dict[int, RunRecord]:
                     "differ; only the seed may, so compare them under two labels"
                 )
     return by_seed
+
+
+def _check_same_data(groups: Iterable[Mapping[int, RunRecord]], splits: Collection[str]) -> None:
+    """All runs have the same of these splits and the same classes, as far as they say."""
+    runs = [run for group in groups for run in group.values()]
+    for run in runs[1:]:
+        first = runs[0]
+        if (
+            None not in (first.class_names, run.class_names)
+            and first.class_names != run.class_names
+        ):
+            same = sorted(first.class_names or ()) == sorted(run.class_names or ())
+            what = "the order of the classes" if same else "the classes"
+            raise RunFolderError(
+                f"{what} of {first.folder} and {run.folder} differ; what is compared must be "
+                "judged on the same classes in the same order"
+            )
+        differing = [
+            split
+            for split in splits
+            if first.split_hashes and run.split_hashes
+            if first.split_hashes.get(split) != run.split_hashes.get(split)
+        ]
+        if differing:
+            raise RunFolderError(
+                f"the {' and '.join(differing)} images or labels of {first.folder} and "
+                f"{run.folder} differ; what is compared must have the same data and split. Set "
+                "data.split_seed, so that all seeds share one"
+            )
+
+
+def _check_same_teacher(groups: Iterable[Mapping[int, RunRecord]]) -> None:
+    taught = [run for group in groups for run in group.values() if run.teacher is not None]
+    for run in taught[1:]:
+        if run.teacher_hash != taught[0].teacher_hash:
+            raise RunFolderError(
+                f"{taught[0].folder} and {run.folder} had different teachers "
+                f"({taught[0].teacher}, {run.teacher}); compare methods that one teacher taught"
+            )
 
 
 def _paired_gains(ours: Mapping[int, RunRecord], base: Mapping[int, RunRecord]) -> list[float]:

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from limbeck.reports.comparison import ComparisonRow, Spread
+from limbeck.reports.comparison import ComparisonRow
+from limbeck.reports.spread import Spread
 from limbeck.reports.table import printable
 
 __all__ = ["comparison_png"]

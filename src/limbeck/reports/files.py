@@ -1,54 +1,74 @@
-"""A comparison written into a folder, as a table of numbers and a figure."""
+"""A comparison written into its folder: tables of numbers, and a figure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
 from pathlib import Path
 from typing import NamedTuple
 
-from limbeck.reports.comparison import ComparisonRow
+from limbeck.reports.compared import Compared
+from limbeck.reports.export import comparison_csv, comparison_markdown, runs_csv
 from limbeck.reports.figure import comparison_png
-from limbeck.reports.table import comparison_csv
 
 __all__ = ["ComparisonFiles", "write_comparison"]
 
 
 class ComparisonFiles(NamedTuple):
-    """Where a comparison was written."""
+    """Where a comparison was written.
+
+    Attributes:
+        csv: a line per row.
+        markdown: the same to read, with verdicts.
+        runs: CSV with a line per run.
+        figure: PNG; None where no run has finished.
+    """
 
     csv: Path
-    figure: Path
+    markdown: Path
+    runs: Path
+    figure: Path | None
 
 
 def write_comparison(
-    rows: Sequence[ComparisonRow],
-    out_dir: Path | str,
-    *,
-    title: str,
-    teacher_top1: float | None = None,
+    compared: Compared, *, title: str, out_dir: Path | str | None = None
 ) -> ComparisonFiles:
-    """Write ``comparison.csv`` and ``comparison.png``, in place of earlier ones.
+    """Write ``comparison.csv``, ``.md`` and ``.png`` and ``runs.csv``, in place of earlier ones.
+
+    In the figure, the teacher's test accuracy and the mean of each reference row are lines.
 
     Args:
-        rows: from :func:`~limbeck.reports.comparison.compare_runs`.
-        out_dir: made if it is not there.
+        compared: from :func:`~limbeck.reports.compared.read_comparison`.
         title: the task in a few words.
-        teacher_top1: the teacher's test accuracy in [0, 1], a line in the figure. The mean of
-            each reference row is a further line.
+        out_dir: made if it is not there; None is the comparison's own folder.
 
     Returns:
-        The two paths.
+        The paths.
 
     Raises:
-        ValueError: if there are no rows.
         OSError: if the folder cannot be written.
     """
-    lines = {} if teacher_top1 is None else {"teacher": teacher_top1}
-    lines |= {row.label: row.accuracy.mean for row in rows if row.role == "reference"}
-    png = comparison_png(rows, title=title, lines=lines)
-    out_dir = Path(out_dir)
+    out_dir = compared.folder if out_dir is None else Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    paths = ComparisonFiles(out_dir / "comparison.csv", out_dir / "comparison.png")
-    paths.csv.write_text(comparison_csv(rows), encoding="utf-8", newline="")
-    paths.figure.write_bytes(png)
-    return paths
+    texts = {
+        "comparison.csv": comparison_csv(compared.rows, compared=compared),
+        "comparison.md": comparison_markdown(compared, title=title),
+        "runs.csv": runs_csv(compared),
+    }
+    for name, text in texts.items():
+        _replace(out_dir / name, text.encode("utf-8"))
+    figure = None
+    if compared.rows:
+        top1 = compared.teacher_top1
+        lines = {} if top1 is None else {"teacher": top1}
+        lines |= {row.label: row.accuracy.mean for row in compared.rows if row.role == "reference"}
+        figure = out_dir / "comparison.png"
+        _replace(figure, comparison_png(compared.rows, title=title, lines=lines))
+    table, markdown, runs = (out_dir / name for name in texts)
+    return ComparisonFiles(table, markdown, runs, figure)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """In one step, so that whoever reads meanwhile has the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)

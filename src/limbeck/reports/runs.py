@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +52,15 @@ class RunRecord:
         num_macs: multiply-accumulates of one image through it; None where not counted.
         seconds: of training, without evaluation.
         notices: what the run had to say, in its own words.
+        split_hashes: of each split's images, labels and classes; empty where a run of an older
+            version does not say.
+        class_names: in the order of the outputs; None where they are not known.
+        scores: network ("last", "best_on_validation", "teacher") to metric of
+            :data:`~limbeck.metrics.info.METRICS` to value on the test split.
+        teacher_seconds: the part of ``seconds`` that the teacher's forward passes took.
+        peak_memory_bytes: the most that training had in use.
+        deployed_bytes: of the deployed weights.
+        inference_images_per_second: through what is deployed, on the run's device.
     """
 
     folder: Path
@@ -74,6 +83,13 @@ class RunRecord:
     seconds: Amount
     images_per_second: Amount | None = None
     notices: tuple[str, ...] = ()
+    split_hashes: dict[str, str] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
+    scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    teacher_seconds: Amount | None = None
+    peak_memory_bytes: NonNegativeInt | None = None
+    deployed_bytes: NonNegativeInt | None = None
+    inference_images_per_second: Amount | None = None
 
 
 _RECORD = TypeAdapter(RunRecord)
@@ -106,8 +122,11 @@ def read_run(folder: Path | str) -> RunRecord:
         )
     config = _read_object(folder / "config.json")
     summary = _read_object(folder / "summary.json")
+    card = folder / "student.json"
+    class_names = _read_object(card).get("class_names") if card.is_file() else None
+    read = {"folder": folder, "config": config, "class_names": class_names}
     try:
-        return _RECORD.validate_python(summary | {"folder": folder, "config": config})
+        return _RECORD.validate_python(summary | read)
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()

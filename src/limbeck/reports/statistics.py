@@ -27,7 +27,7 @@ from scipy.special import gammaln, ncfdtr, ndtri, stdtr, stdtrit
 
 from limbeck.core.errors import DataError, NonFiniteError, ShapeError, UnknownNameError
 from limbeck.metrics.info import METRICS, MetricInfo
-from limbeck.reports.comparison import Spread, spread
+from limbeck.reports.spread import Spread, spread
 
 __all__ = [
     "ImageInterval",

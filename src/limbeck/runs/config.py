@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    NonNegativeInt,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from limbeck.core.normalization import Normalization
 from limbeck.core.settings import Settings
@@ -16,22 +24,64 @@ from limbeck.engine.optim import OptimConfig, ScheduleConfig
 from limbeck.methods import find_method
 from limbeck.methods.base import MethodConfig, Stage
 
-__all__ = ["RunConfig", "StudentConfig", "TeacherConfig"]
+__all__ = ["RunConfig", "StudentConfig", "TeacherConfig", "resolved_method"]
+
+
+def resolved_method(method: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """A method's name and all its settings, checked, with the defaults in place.
+
+    Raises:
+        ValueError: if there is no such method, or its settings are wrong.
+    """
+    settings = dict(method)
+    name = settings.pop("name", None)
+    if not isinstance(name, str):
+        # pydantic takes a ValueError alone
+        raise ValueError("needs the method's name, as in {'name': 'kd'}")  # noqa: TRY004
+    try:
+        config = find_method(name).config.read(settings)
+    except KeyError as error:
+        raise ValueError(str(error)) from None
+    return {"name": name, **config.plain()}
 
 
 class StudentConfig(Settings):
     """The network that learns.
 
     Attributes:
-        name: a model's name; ``file.py:function`` where the user names it; ``python:CLASS``
-            stands for a module passed in Python.
-        initial_checkpoint: weights to start from, of exactly this network.
-        normalization: its own; None takes the data's.
+        name: a model's name, ``timm/NAME`` and ``torchvision/NAME`` among them;
+            ``file.py:function`` where the user names it; ``python:CLASS`` stands for a module
+            passed in Python.
+        pretrained: start from the weights that timm or torchvision publish.
+        initial_checkpoint: weights to start from: a file of exactly this network, or the folder
+            of a finished run. A classifier of another number of classes stays fresh.
+        new_head: the classifier stays fresh in any case.
+        freeze: names of layers or parameters, with ``*`` for any text, that do not train;
+            batch-norm statistics in them rest too.
+        img_size: side in pixels that the network is fed; None takes what it is made for, or what
+            there is.
+        in_chans: channels that it takes; None takes the data's.
+        model_kwargs: further arguments of timm's or torchvision's function, as ``patch_size``.
+        normalization: its own; None takes that of timm or torchvision, or the data's.
     """
 
     name: str
+    pretrained: bool = False
     initial_checkpoint: str | None = None
+    new_head: bool = False
+    freeze: tuple[str, ...] = ()
+    img_size: PositiveInt | None = None
+    in_chans: PositiveInt | None = None
+    model_kwargs: dict[str, JsonValue] = Field({})
     normalization: Normalization | None = None
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.pretrained and self.initial_checkpoint is not None:
+            raise ValueError("give either pretrained or initial_checkpoint: one start")
+        if self.new_head and not self.pretrained and self.initial_checkpoint is None:
+            raise ValueError("new_head is for weights to start from; without any, all is new")
+        return self
 
 
 class TeacherConfig(Settings):
@@ -41,23 +91,38 @@ class TeacherConfig(Settings):
         run: the folder of a finished run, whose student becomes the teacher.
         name: a model's name; ``python:CLASS`` stands for a module passed in Python.
         checkpoint: the weights of ``name``.
-        normalization: its own; None takes the run's, or the data's.
+        pretrained: ``name`` with the weights that timm or torchvision publish.
+        class_map: which of its classes are the data's, where it has others: its class for each
+            class of the data, in order; or a JSON file of ``{class name: number}``.
+        img_size: side in pixels that it is fed; None takes what it was made or trained for.
+        in_chans: channels that it takes; None takes those of its weights, or the data's.
+        model_kwargs: further arguments of timm's or torchvision's function.
+        normalization: its own; None takes the run's, that of timm or torchvision, or the data's.
     """
 
     run: str | None = None
     name: str | None = None
     checkpoint: str | None = None
+    pretrained: bool = False
+    class_map: tuple[NonNegativeInt, ...] | str | None = None
+    img_size: PositiveInt | None = None
+    in_chans: PositiveInt | None = None
+    model_kwargs: dict[str, JsonValue] = Field({})
     normalization: Normalization | None = None
 
     @model_validator(mode="after")
     def _weights_are_known(self) -> Self:
         if (self.run is None) == (self.name is None):
             raise ValueError("give either run, or name and checkpoint")
+        if self.pretrained and (self.run is not None or self.checkpoint is not None):
+            raise ValueError("give one source of weights: run, checkpoint or pretrained")
         passed_in = self.name is not None and self.name.startswith("python:")
-        if self.name is not None and self.checkpoint is None and not passed_in:
+        weights = self.pretrained or self.checkpoint is not None or passed_in
+        if self.name is not None and not weights:
             raise ValueError(
-                f"teacher {self.name!r} needs its weights (--teacher-checkpoint FILE): a random "
-                "teacher teaches nothing"
+                f"teacher {self.name!r} needs its weights (--teacher-checkpoint FILE), or the "
+                "published ones of timm and torchvision (--teacher-pretrained): a random teacher "
+                "teaches nothing"
             )
         return self
 
@@ -89,16 +154,7 @@ class RunConfig(Settings):
     @field_validator("method", mode="after")
     @classmethod
     def _method_is_known(cls, method: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        settings = dict(method)
-        name = settings.pop("name", None)
-        if not isinstance(name, str):
-            # pydantic takes a ValueError alone
-            raise ValueError("needs the method's name, as in {'name': 'kd'}")  # noqa: TRY004
-        try:
-            config = find_method(name).config.read(settings)
-        except KeyError as error:
-            raise ValueError(str(error)) from None
-        return {"name": name, **config.plain()}
+        return resolved_method(method)
 
     @model_validator(mode="after")
     def _teacher_matches_method(self) -> Self:

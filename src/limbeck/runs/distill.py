@@ -12,11 +12,11 @@ from limbeck.core.errors import SettingsError
 from limbeck.core.normalization import Normalization
 from limbeck.data import DataBundle, build_data, bundle_from_datasets
 from limbeck.engine.recorder import Observer
-from limbeck.models import load_weights
+from limbeck.models import is_vision_name, load_weights
 from limbeck.runs.config import RunConfig
 from limbeck.runs.execute import Parts, execute, resume
 from limbeck.runs.folder import RunFolder, read_json
-from limbeck.runs.networks import NamedNetwork, build_student, build_teacher
+from limbeck.runs.networks import build_student, build_teacher, take_student, take_teacher
 from limbeck.runs.summary import RunSummary
 
 __all__ = ["distill"]
@@ -40,8 +40,9 @@ def distill(
 
     Args:
         student: a model's name, or a module, which is trained in place.
-        teacher: the folder of a finished run; a model's name, with ``teacher_checkpoint``; a
-            module, which is frozen in place; or None, with ``method="ce"``.
+        teacher: the folder of a finished run; a model's name, with ``teacher_checkpoint`` or
+            ``settings={"teacher": {"pretrained": True}}``; a module, which is frozen in place;
+            or None, with ``method="ce"``.
         data: "digits"; a :class:`~limbeck.data.DataBundle`; or (train, test) or
             (train, val, test) datasets of (image, label), images as PIL or as tensors in [0, 1].
         output: the run folder to make. If it holds this very run unfinished, it is continued.
@@ -99,6 +100,8 @@ def _teacher_fields(
         fields["name"] = _name(teacher)
     elif checkpoint is not None:
         fields |= {"name": teacher, "checkpoint": str(checkpoint)}
+    elif fields.get("pretrained") or is_vision_name(teacher):
+        fields["name"] = teacher
     else:
         fields["run"] = teacher
     return fields
@@ -118,15 +121,13 @@ def _parts(
     else:
         bundle = build_data(config.data, seed=config.seed)
     if isinstance(student, nn.Module):
-        own = config.student.normalization or bundle.normalization
-        pupil = NamedNetwork(student, own, _name(student))
+        pupil = take_student(student, config.student, bundle, seed=config.seed)
     else:
         pupil = build_student(config.student, bundle, seed=config.seed, typed=(student,))
     master = None
     if isinstance(teacher, nn.Module):
         assert config.teacher is not None
-        own = config.teacher.normalization or bundle.normalization
-        master = NamedNetwork(teacher, own, _name(teacher))
+        master = take_teacher(teacher, config.teacher, bundle)
     elif config.teacher is not None:
         master = build_teacher(config.teacher, bundle, typed=(str(teacher),))
     return Parts(bundle, pupil, master)

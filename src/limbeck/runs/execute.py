@@ -6,10 +6,9 @@ import copy
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +17,29 @@ from torch import Tensor, nn
 
 from limbeck._version import __version__
 from limbeck.core.errors import ModelError, RunFolderError, TeacherChangedError
-from limbeck.core.normalization import Normalize
 from limbeck.core.types import Batch, Outputs, keyed_generator
 from limbeck.data import DataBundle, ImageSource, TrainLoader, build_data, eval_batches
+from limbeck.data.images import joint_fingerprint
 from limbeck.engine.checkpoint import CheckpointStore
 from limbeck.engine.distributed import World, check_ranks_agree, pick_device, process_group
-from limbeck.engine.evaluate import evaluate_together
+from limbeck.engine.evaluate import KeptLogits, evaluate_together
 from limbeck.engine.learner import NO_TEACHER, Learner
 from limbeck.engine.loop import Interruption, StageLoop
 from limbeck.engine.optim import ScheduleConfig
 from limbeck.engine.probe import build_learner, check_fit, dry_forward, freeze_idle
 from limbeck.engine.recorder import Observer, Recorder, SilentObserver
 from limbeck.methods.base import Method, Stage
+from limbeck.methods.feature.simkd import ReusedClassifier
 from limbeck.models import save_weights, summarise
 from limbeck.runs.config import RunConfig
 from limbeck.runs.folder import RunFolder, describe_environment
+from limbeck.runs.measure import PeakMemory, deployed_bytes, images_per_second
 from limbeck.runs.networks import NamedNetwork, StudentCard, build_student, build_teacher
+from limbeck.runs.predictions import judge_answers, write_predictions
 from limbeck.runs.summary import EpochResult, RunSummary, TestResult, read_summary
 from limbeck.teacher import Teacher, state_hash
 
-__all__ = ["Parts", "Rehearsal", "execute", "prepare_parts", "rehearse", "resume"]
+__all__ = ["Parts", "Rehearsal", "check", "execute", "prepare_parts", "rehearse", "resume"]
 
 _DRY_IMAGES = 8  # enough for batch statistics and pairs, little enough to cost nothing
 
@@ -50,11 +52,15 @@ class Parts:
         data: splits in place.
         student: fresh.
         teacher: with its weights; None where the method has none.
+        beside: further networks whose answers are kept beside the student's and judge its
+            fidelity; they teach nothing. "teacher" where the run has none of its own, as the
+            matched baseline, and "independent", the control.
     """
 
     data: DataBundle
     student: NamedNetwork
     teacher: NamedNetwork | None
+    beside: Mapping[str, NamedNetwork] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,15 +87,19 @@ class Rehearsal:
     peak_memory_bytes: int
 
 
-def prepare_parts(config: RunConfig, *, typed: Collection[str] = ()) -> Parts:
+def prepare_parts(
+    config: RunConfig, *, typed: Collection[str] = (), data: DataBundle | None = None
+) -> Parts:
     """Data and networks of a run.
 
     Args:
         config: the run.
         typed: names that the user gave here and now. Only among these may be a name that runs
             code, ``file.py:function``; in a settings file or a checkpoint it is refused.
+        data: what the settings name, if the caller has it already.
     """
-    data = build_data(config.data, seed=config.seed)
+    if data is None:
+        data = build_data(config.data, seed=config.seed)
     student = build_student(config.student, data, seed=config.seed, typed=typed)
     teacher = None
     if config.teacher is not None:
@@ -176,11 +186,35 @@ def resume(
         return session.train(folder, state)
 
 
-def rehearse(config: RunConfig, parts: Parts, output: str | Path) -> Rehearsal:
-    """Everything but training: one whole batch through every stage, and the write test."""
-    RunFolder(output).check_free()
+def check(config: RunConfig, parts: Parts) -> None:
+    """Build every stage for the networks as they are, so that what does not fit is found.
+
+    The teacher's weights may still be missing: only its shape counts.
+
+    Raises:
+        LimbeckError: for anything the caller can mend.
+    """
     with _session(config, parts, None) as session:
-        session.open_teacher()
+        session.open_teacher(judge=False)
+        session.check_later_stages()
+        session.enter_stage(0, prepare=False)
+
+
+def rehearse(
+    config: RunConfig, parts: Parts, output: str | Path | None = None, *, judge: bool = True
+) -> Rehearsal:
+    """Everything but training: one whole batch through every stage, and the write test.
+
+    Args:
+        config: the run.
+        parts: made for ``config``; the student stays as it is.
+        output: its folder, which is tried and left as it was; None tries none.
+        judge: say how good the teacher is, for which it must have its weights.
+    """
+    if output is not None:
+        RunFolder(output).check_free()
+    with _session(config, parts, None) as session:
+        session.open_teacher(judge=judge)
         return session.rehearse()
 
 
@@ -211,7 +245,9 @@ class _Session:
         self.stage_epochs = config.stage_epochs()
         self.student = self._place(parts.student.network)
         self.trainable = {n: p.requires_grad for n, p in self.student.named_parameters()}
-        self.data_hash = parts.data.fingerprint()
+        self.split_hashes = parts.data.split_fingerprints()
+        self.data_hash = joint_fingerprint(self.split_hashes)
+        self.memory = PeakMemory(self.device)
         self.loader = self._make_loader()
         self._taps = ExitStack()  # hooks on the two networks
         self.teacher_hash: str | None = None
@@ -219,7 +255,8 @@ class _Session:
         self.stage_index = 0
         self.teacher: Teacher | None = None
         self.learner: Learner
-        for note in parts.data.notes:
+        noted = (parts.data, parts.student, *(() if parts.teacher is None else (parts.teacher,)))
+        for note in (note for part in noted for note in part.notes):
             self.note(note)
 
     def close(self) -> None:
@@ -241,18 +278,22 @@ class _Session:
 
     # -- teacher ---------------------------------------------------------------------------
 
-    def open_teacher(self) -> None:
+    def open_teacher(self, *, judge: bool = True) -> None:
         """Move the teacher to the device, seal it, and say how good it is."""
         named = self.parts.teacher
         if named is None:
             return
         _check_apart(self.parts.student.network, named.network)
         network = self._place(named.network)
-        teacher = Teacher(network, normalization=named.normalization).to(self.device)  # frozen now
+        teacher = Teacher(  # frozen now
+            network, normalization=named.normalization, classes=named.classes
+        ).to(self.device)
         self.teacher_hash = state_hash(network)
         outputs = dry_forward("teacher", teacher, self._dry_batch(_DRY_IMAGES))
         check_fit(Outputs(), outputs, num_classes=self.parts.data.num_classes)
         split = self.parts.data.val
+        if not judge:
+            return
         if split is None:
             self.note("no validation split: the teacher's accuracy is not checked before training")
             return
@@ -268,18 +309,19 @@ class _Session:
             )
 
     def _judge(
-        self, networks: Mapping[str, NamedNetwork], split: ImageSource
+        self,
+        networks: Mapping[str, NamedNetwork],
+        split: ImageSource,
+        kept: KeptLogits | None = None,
     ) -> dict[str, dict[str, float]]:
         """Scores by network; every image is read once for all of them."""
         return evaluate_together(
-            {
-                name: nn.Sequential(Normalize(named.normalization).to(self.device), named.network)
-                for name, named in networks.items()
-            },
+            {name: named.answering(self.device) for name, named in networks.items()},
             self._eval_batches(split)(),
             config=self.config.train,
             device=self.device,
             world=self.world,
+            kept=kept,
         )
 
     def _eval_batches(self, split: ImageSource) -> Callable[[], Iterator[Batch]]:
@@ -312,9 +354,15 @@ class _Session:
             ("student", self.learner.observed.tap),
             ("teacher", None if self.teacher is None else self.teacher.observed.tap),
         ):
-            for asked, address in (tap.addresses if tap is not None else {}).items():
+            if tap is None:
+                continue
+            for asked, address in tap.addresses.items():
                 meant = "" if asked == address else f" = {address}"
+                if asked in tap.reasons:
+                    meant += f" ({tap.reasons[asked]})"
                 self.note(f"stage {stage.name}: reads {whose} layer {asked}{meant}")
+        for line in self.learner.method.describe():
+            self.note(f"stage {stage.name}: {line}")
         if self.idle:
             shown = ", ".join(self.idle[:4]) + (", ..." if len(self.idle) > 4 else "")
             self.note(
@@ -340,6 +388,7 @@ class _Session:
                 normalization=named.normalization,
                 layers=needs.teacher_layers,
                 classifier=needs.teacher_classifier,
+                classes=named.classes,
             ).to(self.device)
             self._taps.callback(self.teacher.observed.tap.close)
         data = self.parts.data
@@ -354,6 +403,8 @@ class _Session:
             num_classes=data.num_classes,
             seed=self.config.seed,
             prepare=self._prepare if prepare else None,
+            frozen=self.parts.student.frozen,
+            labels=data.train.labels,
         ).to(memory_format=self.config.train.memory_format)
         self._taps.callback(self.learner.observed.tap.close)
         epochs = self.stage_epochs[index]
@@ -427,7 +478,7 @@ class _Session:
                 "teacher_hash": self.teacher_hash,
                 "metrics_bytes": recorder.offset(),
                 "loop": loop,
-                "past": self.past,
+                "past": {**self.past, "peak_memory_bytes": self._peak_memory()},
             }
             store.save(offset + step, state)
 
@@ -466,7 +517,12 @@ class _Session:
     def train(self, folder: RunFolder, state: dict[str, Any] | None = None) -> RunSummary:
         """Every stage from here on, then judge and write."""
         main = self.world.is_main
-        self.past: dict[str, Any] = {"seconds": 0.0, "images": 0}
+        self.past: dict[str, Any] = {
+            "seconds": 0.0,
+            "images": 0,
+            "teacher_seconds": 0.0,
+            "peak_memory_bytes": 0,
+        }
         offset, step = 0, 1
         if state is not None:
             self.past = state["past"]
@@ -492,10 +548,18 @@ class _Session:
                     self.past = {
                         "seconds": self.past["seconds"] + loop.seconds,
                         "images": self.past["images"] + loop.images,
+                        "teacher_seconds": self.past["teacher_seconds"]
+                        + loop.teacher_clock.seconds(),
+                        "peak_memory_bytes": self._peak_memory(),
                     }
         finally:
             recorder.close()
         return self._finish(folder, loop)
+
+    def _peak_memory(self) -> int:
+        """Over all sittings so far."""
+        before: int = self.past["peak_memory_bytes"]
+        return max(before, self.memory.read())
 
     def _finish(self, folder: RunFolder, loop: StageLoop) -> RunSummary:
         data, named = self.parts.data, self.parts.student
@@ -506,10 +570,19 @@ class _Session:
         deployed._compiled_call_impl = None  # copied, and its layers counted, in eager mode
         last_weights = {n: v.detach().cpu().clone() for n, v in deployed.state_dict().items()}
         best = loop.best if loop.best.epoch >= 0 else None
-        test, teacher_test = self._test(deployed, None if best is None else best.weights)
+        networks = self._judged(deployed, None if best is None else best.weights)
+        test, answers = self._read_held_out(networks)
         if self.parts.teacher is not None and self.teacher_hash is not None:
             Teacher(self.parts.teacher.network).check_unchanged(self.teacher_hash)
-        shape = summarise(deployed.to("cpu"), data.image_shape)
+        peak_memory = self._peak_memory()  # before anything is measured that training did not do
+        speed = self._speed(networks["last"])
+        scores, faults = judge_answers(answers.get("test"), answers.get("val"))
+        if self.world.is_main:
+            left_out = write_predictions(answers, folder.predictions)
+            faults += [] if left_out is None else [left_out]
+        for fault in faults:
+            self.note(fault)
+        shape = summarise(deployed.to("cpu"), named.normalization.input_shape(data.image_shape))
         seconds = self.past["seconds"]
         summary = RunSummary(
             version=__version__,
@@ -527,38 +600,72 @@ class _Session:
             best_on_validation=None
             if best is None
             else EpochResult(epoch=best.epoch, val=best.metrics),
-            test=test,
+            test=None
+            if test is None
+            else TestResult(last=test["last"], best_on_validation=test.get("best_on_validation")),
             teacher_val=self.teacher_val,
-            teacher_test=teacher_test,
+            teacher_test=None if test is None or self.parts.teacher is None else test["teacher"],
             seconds=round(seconds, 3),
             images_per_second=round(self.past["images"] / max(seconds, 1e-9), 1),
             notices=tuple(self.notices),
+            split_hashes=self.split_hashes,
+            scores=scores,
+            teacher_seconds=None
+            if self.parts.teacher is None
+            else round(self.past["teacher_seconds"], 3),
+            peak_memory_bytes=peak_memory,
+            deployed_bytes=deployed_bytes(deployed),
+            inference_images_per_second=round(speed, 1),
         )
         if self.world.is_main:
-            self._write(folder, last_weights, None if best is None else best.weights, summary)
+            weights = (last_weights, None if best is None else best.weights)
+            self._write(folder, deployed, *weights, summary)
         return summary
 
-    def _test(
+    def _judged(
         self, deployed: nn.Module, best: Mapping[str, Tensor] | None
-    ) -> tuple[TestResult | None, dict[str, float] | None]:
-        """The one reading of the test split: student last and best, and the teacher."""
-        if self.parts.data.test is None:
-            return None, None
+    ) -> dict[str, NamedNetwork]:
+        """All whose answers are wanted: student last and best, teacher, those beside."""
         student = self.parts.student
         networks = {"last": NamedNetwork(deployed, student.normalization, student.name)}
         if best is not None:
             chosen = copy.deepcopy(deployed)
             chosen.load_state_dict(best)
-            networks["best"] = NamedNetwork(chosen, student.normalization, student.name)
+            networks["best_on_validation"] = NamedNetwork(
+                chosen, student.normalization, student.name
+            )
+        for name, named in self.parts.beside.items():
+            self._place(named.network)
+            networks[name] = named
         if self.parts.teacher is not None:
             networks["teacher"] = self.parts.teacher
-        scores = self._judge(networks, self.parts.data.test)
-        result = TestResult(last=scores["last"], best_on_validation=scores.get("best"))
-        return result, scores.get("teacher")
+        return networks
+
+    def _read_held_out(
+        self, networks: Mapping[str, NamedNetwork]
+    ) -> tuple[dict[str, dict[str, float]] | None, dict[str, KeptLogits]]:
+        """The one reading of the test split, by all networks at once: scores, and answers.
+
+        Validation is read once more as well, for the answers alone.
+        """
+        answers: dict[str, KeptLogits] = {}
+        scores = None
+        for split in ("val", "test"):
+            source = self.parts.data.splits.get(split)
+            if source is not None:
+                answers[split] = KeptLogits()
+                scores = self._judge(networks, source, answers[split])
+        return (scores if "test" in answers else None), answers
+
+    def _speed(self, student: NamedNetwork) -> float:
+        """Images a second through what is deployed."""
+        network = student.answering(self.device).eval()
+        return images_per_second(network, self.parts.data.image_shape, config=self.config.train)
 
     def _write(
         self,
         folder: RunFolder,
+        deployed: nn.Module,
         last: Mapping[str, Tensor],
         best: Mapping[str, Tensor] | None,
         summary: RunSummary,
@@ -571,6 +678,8 @@ class _Session:
             image_size=data.image_shape[1:],
             class_names=data.train.class_names,
             normalization=named.normalization,
+            model_kwargs=self.config.student.model_kwargs,
+            reused_classifier=deployed.config if isinstance(deployed, ReusedClassifier) else None,
         )
         metadata = {"limbeck": json.dumps(card.plain())}
         folder.write_json(folder.student_card, card.plain())
@@ -580,7 +689,7 @@ class _Session:
         folder.write_json(folder.summary, summary.plain())
 
     def rehearse(self) -> Rehearsal:
-        """One whole batch through every stage, twice: once to warm up, once to measure."""
+        """One whole batch through every stage, a few times: once to warm up, then to measure."""
         self.student = copy.deepcopy(self.student)
         stages, total, per_step = [], 0.0, 0.0
         for index, (stage, epochs) in enumerate(zip(self.stages, self.stage_epochs, strict=True)):
@@ -599,20 +708,8 @@ class _Session:
             notices=tuple(self.notices),
             seconds_per_step=per_step,
             estimated_seconds=total,
-            peak_memory_bytes=_peak_memory(self.device),
+            peak_memory_bytes=self.memory.read(),
         )
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return 0
-    # Kilobytes on Linux, bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _check_same_inputs(

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from filelock import FileLock, Timeout
 from limbeck._version import __version__
 from limbeck.core.errors import RunFolderError
 from limbeck.core.files import write_durably
+from limbeck.runs.provenance import code_commit, sources_hash
 
 __all__ = ["RunFolder", "describe_environment", "read_json"]
 
@@ -56,6 +56,11 @@ class RunFolder:
     def student_best(self) -> Path:
         """The same of the best epoch on validation."""
         return self.path / "student_best.safetensors"
+
+    @property
+    def predictions(self) -> Path:
+        """Logits and labels of validation and test."""
+        return self.path / "predictions.safetensors"
 
     @property
     def student_card(self) -> Path:
@@ -192,7 +197,8 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "limbeck": __version__,
-        "commit": _commit(),
+        "commit": code_commit(),
+        "sources": sources_hash(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions,
@@ -202,15 +208,3 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
-
-
-def _commit() -> str | None:
-    """The commit this code stands at, if it lies in its own git checkout."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "rev-parse", "HEAD", "--show-toplevel"]
-    try:
-        out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    commit, top = out.stdout.split("\n")[:2]
-    return commit if (Path(top) / "src" / "limbeck").is_dir() else None

@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from pydantic import Field, JsonValue
 from torch import nn
 
 from limbeck.core.errors import CheckpointError, ModelError
 from limbeck.core.normalization import Normalization
 from limbeck.core.settings import Settings
 from limbeck.data import DataBundle
-from limbeck.models import create_model, load_weights
+from limbeck.engine.freezing import match_parts
+from limbeck.features import LogitNetwork
+from limbeck.layers import classifier_names
+from limbeck.methods.feature.simkd import ReusedClassifier, ReusedClassifierConfig
+from limbeck.models import (
+    OpenedModel,
+    fill_network,
+    load_weights,
+    make_ready,
+    open_model,
+    read_weights,
+    without_prefix,
+)
+from limbeck.runs.class_map import read_class_map
 from limbeck.runs.config import StudentConfig, TeacherConfig
 from limbeck.runs.folder import RunFolder, read_json
 
-__all__ = ["NamedNetwork", "StudentCard", "build_student", "build_teacher", "load_student"]
+__all__ = [
+    "DataFacts",
+    "NamedNetwork",
+    "StudentCard",
+    "build_student",
+    "build_teacher",
+    "load_student",
+    "take_student",
+    "take_teacher",
+]
 
 
 class StudentCard(Settings):
@@ -25,10 +49,14 @@ class StudentCard(Settings):
     Attributes:
         model: its name; ``python:CLASS`` for a module that was passed in.
         num_classes: outputs.
-        in_chans: channels of its images.
-        image_size: height and width it was trained at.
+        in_chans: channels of the images it was trained on.
+        image_size: their height and width.
         class_names: in the order of the outputs.
-        normalization: of images in [0, 1].
+        normalization: of images in [0, 1]; also the size and channels that it is fed, where they
+            are others than the images'.
+        model_kwargs: further arguments it was made with.
+        reused_classifier: where it is cut and what follows, if a teacher's classifier took the
+            place of its own; None otherwise.
     """
 
     model: str
@@ -37,67 +65,283 @@ class StudentCard(Settings):
     image_size: tuple[int, int]
     class_names: tuple[str, ...]
     normalization: Normalization
+    model_kwargs: dict[str, JsonValue] = Field({})
+    reused_classifier: ReusedClassifierConfig | None = None
 
 
 @dataclass(frozen=True)
 class NamedNetwork:
-    """A network, its normalisation, and what to call it."""
+    """A network, its normalisation, and what to call it.
+
+    Attributes:
+        network: with its weights.
+        normalization: its own, with size and channels.
+        name: for people.
+        classes: which of its classes are the data's, in the data's order; None for all.
+        frozen: names of parts that do not train.
+        notes: what is worth saying of it.
+    """
 
     network: nn.Module
     normalization: Normalization
     name: str
+    classes: tuple[int, ...] | None = None
+    frozen: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def answering(self, device: torch.device | None = None) -> LogitNetwork:
+        """From images in [0, 1] to logits of the data's classes, on ``device``."""
+        network = LogitNetwork(self.network, normalization=self.normalization, classes=self.classes)
+        return network.to(device)
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What networks must know of the data.
+
+    Attributes:
+        class_names: in the order of the labels.
+        image_shape: ``(C, H, W)``.
+        normalization: the data's own.
+    """
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    normalization: Normalization
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.image_shape[1:]
+
+
+def _facts(data: DataBundle | DataFacts) -> DataFacts:
+    if isinstance(data, DataFacts):
+        return data
+    return DataFacts(data.train.class_names, data.image_shape, data.normalization)
+
+
+# -- students ----------------------------------------------------------------------------------
 
 
 def build_student(
     config: StudentConfig, bundle: DataBundle, *, seed: int, typed: Collection[str] = ()
 ) -> NamedNetwork:
-    """The student, its weights drawn from the seed or read from a file."""
-    network = create_model(
+    """The student, its weights drawn from the seed, published, or read from a file or a run.
+
+    Raises:
+        UnknownNameError: with the nearest names, for an unknown model or part to freeze.
+        ModelError: if the network cannot be made.
+        CheckpointError: if the weights to start from are of another network.
+    """
+    data = _facts(bundle)
+    start = None if config.initial_checkpoint is None else Path(config.initial_checkpoint)
+    card = None
+    if start is not None and start.is_dir():
+        card = _read_card(start)
+        start = _weights_of(start)
+    opened = open_model(
         config.name,
-        num_classes=bundle.num_classes,
-        in_chans=bundle.image_shape[0],
+        num_classes=len(data.class_names),
+        in_chans=config.in_chans or data.image_shape[0],
+        data_size=data.size,
+        img_size=_size(config) or (card.normalization.image_size if card else None),
+        pretrained=config.pretrained,
+        own_size=start is not None and card is None,
+        model_kwargs=config.model_kwargs,
         seed=seed,
         allow_code=config.name in typed,
     )
-    if config.initial_checkpoint is not None:
-        load_weights(network, Path(config.initial_checkpoint))
-    return NamedNetwork(network, config.normalization or bundle.normalization, config.name)
+    own = config.normalization or (card.normalization if card else opened.normalization)
+    return _student(config, opened, own, data, start, seed)
+
+
+def take_student(
+    network: nn.Module, config: StudentConfig, bundle: DataBundle, *, seed: int
+) -> NamedNetwork:
+    """A module that was passed in, made fit to train, with what the settings say of it."""
+    _refuse_making(config)
+    start = None if config.initial_checkpoint is None else Path(config.initial_checkpoint)
+    if start is not None and start.is_dir():
+        start = _weights_of(start)
+    data = _facts(bundle)
+    opened = _passed_in(network, config, data)
+    return _student(config, opened, config.normalization, data, start, seed)
+
+
+def _student(
+    config: StudentConfig,
+    opened: OpenedModel,
+    own: Normalization | None,
+    data: DataFacts,
+    start: Path | None,
+    seed: int,
+) -> NamedNetwork:
+    normalization = _normalization(own, opened, data)
+    notes = list(opened.notes)
+    notes += make_ready(opened.network, normalization.input_shape(data.image_shape), seed=seed)
+    if start is not None:
+        notes += _start_from(opened.network, start, fresh_head=config.new_head)
+    elif config.new_head and not opened.notes:  # a head of other classes is new already
+        notes += _fresh_head(opened.network, config.name, seed)
+    frozen = match_parts(opened.network, config.freeze)
+    if frozen:
+        notes.append(f"student: {', '.join(config.freeze)} rest: {len(frozen)} parts by name")
+    notes += _conversions("student", config.name, normalization, data)
+    return NamedNetwork(
+        opened.network, normalization, config.name, frozen=frozen, notes=tuple(notes)
+    )
+
+
+def _start_from(network: nn.Module, path: Path, *, fresh_head: bool) -> list[str]:
+    """Fill a network from a file, but for a classifier of another number of classes."""
+    state = without_prefix(read_weights(path), network)
+    own = network.state_dict()
+    kept = []
+    for head in _heads(network):
+        weight = f"{head}.weight"
+        given = state.get(weight)
+        other = (
+            given is not None
+            and given.shape[1:] == own[weight].shape[1:]
+            and given.shape[0] != own[weight].shape[0]
+        )
+        if given is not None and (other or fresh_head):
+            kept.append(f"{head} ({len(own[weight])} classes, in the file {len(given)})")
+            for name in (weight, f"{head}.bias"):
+                if name in own:
+                    state[name] = own[name]
+    fill_network(network, state, source=path)
+    return [f"student: weights of {path}; a new head: {', '.join(kept)}"] if kept else []
+
+
+def _fresh_head(network: nn.Module, name: str, seed: int) -> list[str]:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        for head in _heads(network):
+            network.get_submodule(head).reset_parameters()  # type: ignore[operator]
+    return [f"student: {name} with a new head: {', '.join(_heads(network))}"]
+
+
+def _heads(network: nn.Module) -> tuple[str, ...]:
+    """Names of its linear classifiers, one as a rule."""
+    try:
+        return classifier_names(network)
+    except ModelError:  # without one, all of the file must fit
+        return ()
+
+
+# -- teachers ----------------------------------------------------------------------------------
 
 
 def build_teacher(
-    config: TeacherConfig, bundle: DataBundle, *, typed: Collection[str] = ()
+    config: TeacherConfig, bundle: DataBundle | DataFacts, *, typed: Collection[str] = ()
 ) -> NamedNetwork:
     """The teacher with its weights.
 
     Raises:
-        ModelError: if a run's student was trained on other classes or channels.
+        UnknownNameError: with the nearest names, for an unknown model.
+        ModelError: if the teacher has other classes than the data, and no class map says which.
+        CheckpointError: if its weights are of another network.
     """
+    data = _facts(bundle)
     if config.run is not None:
-        loaded, card = load_student(config.run, typed=typed)
-        mine, theirs = bundle.train.class_names, card.class_names
-        if mine != theirs:
-            raise ModelError(
-                f"teacher {config.run} was trained on {len(theirs)} classes ({_some(theirs)}), the "
-                f"data has {len(mine)} ({_some(mine)}); use a teacher of the same classes"
-            )
-        if card.in_chans != bundle.image_shape[0]:
-            raise ModelError(
-                f"teacher {config.run} takes {card.in_chans} channels, the data has "
-                f"{bundle.image_shape[0]}; set data.in_chans={card.in_chans}"
-            )
-        return NamedNetwork(
-            loaded.network, config.normalization or loaded.normalization, loaded.name
-        )
+        return _teacher_of_run(config, data, typed)
     assert config.name is not None
-    network = create_model(
-        config.name,
-        num_classes=bundle.num_classes,
-        in_chans=bundle.image_shape[0],
-        allow_code=config.name in typed,
-    )
-    if config.checkpoint is not None:  # else a module passed in, which has just been refused
-        load_weights(network, Path(config.checkpoint))
-    return NamedNetwork(network, config.normalization or bundle.normalization, config.name)
+    opened = _open_teacher(config, config.name, data, typed)
+    normalization = _normalization(config.normalization or opened.normalization, opened, data)
+    return _teacher(config, opened, normalization, config.name, data)
+
+
+def take_teacher(network: nn.Module, config: TeacherConfig, bundle: DataBundle) -> NamedNetwork:
+    """A module that was passed in, with what the settings say of it."""
+    _refuse_making(config)
+    assert config.name is not None
+    data = _facts(bundle)
+    opened = _passed_in(network, config, data)
+    normalization = _normalization(config.normalization, opened, data)
+    return _teacher(config, opened, normalization, config.name, data)
+
+
+def _teacher_of_run(config: TeacherConfig, data: DataFacts, typed: Collection[str]) -> NamedNetwork:
+    assert config.run is not None
+    loaded, card = load_student(config.run, typed=typed)
+    mine, theirs = data.class_names, card.class_names
+    if config.class_map is None and mine != theirs:
+        advice = "use a teacher of the same classes"
+        if set(mine) <= set(theirs):
+            numbers = ", ".join(str(theirs.index(name)) for name in mine)
+            advice += f", or say which of its classes these are: teacher.class_map=[{numbers}]"
+        raise ModelError(
+            f"teacher {config.run} was trained on {len(theirs)} classes ({_some(theirs)}), the "
+            f"data has {len(mine)} ({_some(mine)}); {advice}"
+        )
+    trained = loaded.normalization.input_shape((card.in_chans, *card.image_size))
+    size = _size(config) or (None if trained[1:] == data.size else trained[1:])
+    opened = OpenedModel(loaded.network, None, size, trained[0], card.num_classes)
+    own = config.normalization or loaded.normalization
+    return _teacher(config, opened, _normalization(own, opened, data), loaded.name, data)
+
+
+def _open_teacher(
+    config: TeacherConfig, name: str, data: DataFacts, typed: Collection[str]
+) -> OpenedModel:
+    """Made as its weights want it, and filled with them."""
+
+    def make(num_classes: int | None) -> OpenedModel:
+        own = config.pretrained  # the channels of its weights are its own
+        return open_model(
+            name,
+            num_classes=num_classes,
+            in_chans=config.in_chans or (None if own else data.image_shape[0]),
+            data_size=data.size,
+            img_size=_size(config),
+            pretrained=config.pretrained,
+            own_size=True,
+            model_kwargs=config.model_kwargs,
+            allow_code=name in typed,
+        )
+
+    if config.checkpoint is None:
+        return make(None if config.pretrained else len(data.class_names))
+    opened = make(len(data.class_names))
+    make_ready(opened.network, _normalization(None, opened, data).input_shape(data.image_shape))
+    path = Path(config.checkpoint)
+    if config.class_map is not None:
+        state = without_prefix(read_weights(path), opened.network)
+        heads = [state[f"{h}.weight"] for h in _heads(opened.network) if f"{h}.weight" in state]
+        if heads and len(heads[0]) != len(data.class_names):
+            opened = make(len(heads[0]))
+    load_weights(opened.network, path)
+    return opened
+
+
+def _teacher(
+    config: TeacherConfig,
+    opened: OpenedModel,
+    normalization: Normalization,
+    name: str,
+    data: DataFacts,
+) -> NamedNetwork:
+    notes = list(opened.notes)
+    notes += make_ready(opened.network, normalization.input_shape(data.image_shape))
+    classes = None
+    if config.class_map is not None:
+        classes = read_class_map(config.class_map, data.class_names)
+        pairs = (f"{k}={v}" for k, v in zip(data.class_names, classes, strict=True))
+        notes.append(f"teacher {name}: its classes by class_map: {_some(tuple(pairs))}")
+    elif config.pretrained and opened.num_classes != len(data.class_names):
+        raise ModelError(
+            f"the published weights of {name} are of {opened.num_classes} classes, the data has "
+            f"{len(data.class_names)} ({_some(data.class_names)}). Say which of them are the "
+            "data's (teacher.class_map), or train it on the data first: limbeck train --student "
+            f"{name} --pretrained, and give that run as the teacher"
+        )
+    notes += _conversions("teacher", name, normalization, data)
+    return NamedNetwork(opened.network, normalization, name, classes=classes, notes=tuple(notes))
+
+
+# -- finished runs -----------------------------------------------------------------------------
 
 
 def load_student(
@@ -115,27 +359,106 @@ def load_student(
         RunFolderError: if the folder is no finished run.
         CheckpointError: if its weights cannot be used.
     """
+    card = _read_card(run)
+    weights = _weights_of(run, best=best)
+    if card.model.startswith("python:"):
+        inside = ""
+        if card.reused_classifier is not None:
+            inside = (
+                "put it into limbeck.methods.feature.simkd.ReusedClassifier with the settings in "
+                f"{RunFolder(run).student_card}, "
+            )
+        raise ModelError(
+            f"{run} was trained from a module passed in Python ({card.model}); build it, {inside}"
+            f"and load {weights} into it with limbeck.models.load_weights"
+        )
+    opened = open_model(
+        card.model,
+        num_classes=card.num_classes,
+        in_chans=card.normalization.in_chans or card.in_chans,
+        data_size=card.image_size,
+        img_size=card.normalization.image_size,
+        model_kwargs=card.model_kwargs,
+        allow_code=card.model in typed,
+    )
+    network = opened.network
+    make_ready(network, card.normalization.input_shape((card.in_chans, *card.image_size)))
+    if card.reused_classifier is not None:
+        network = ReusedClassifier(network, card.reused_classifier)
+    load_weights(network, weights)
+    return NamedNetwork(network.eval(), card.normalization, card.model), card
+
+
+def _read_card(run: str | Path) -> StudentCard:
+    return StudentCard.read(read_json(RunFolder(run).student_card))
+
+
+def _weights_of(run: str | Path, *, best: bool = False) -> Path:
     folder = RunFolder(run)
-    card = StudentCard.read(read_json(folder.student_card))
     weights = folder.student_best if best else folder.student
     if not weights.exists():
         raise CheckpointError(
             f"{weights} is missing"
             + ("; the run had no validation split" if best else "; the run is not finished")
         )
-    if card.model.startswith("python:"):
+    return weights
+
+
+# -- both --------------------------------------------------------------------------------------
+
+
+def _size(config: StudentConfig | TeacherConfig) -> tuple[int, int] | None:
+    return None if config.img_size is None else (config.img_size, config.img_size)
+
+
+def _refuse_making(config: StudentConfig | TeacherConfig) -> None:
+    if config.pretrained or config.model_kwargs:
         raise ModelError(
-            f"{run} was trained from a module passed in Python ({card.model}); build it and load "
-            f"{weights} into it with limbeck.models.load_weights"
+            f"{config.name} was passed in as a module: pretrained and model_kwargs are for a "
+            "network that is made by its name; leave them out"
         )
-    network = create_model(
-        card.model,
-        num_classes=card.num_classes,
-        in_chans=card.in_chans,
-        allow_code=card.model in typed,
-    )
-    load_weights(network, weights)
-    return NamedNetwork(network.eval(), card.normalization, card.model), card
+
+
+def _passed_in(
+    network: nn.Module, config: StudentConfig | TeacherConfig, data: DataFacts
+) -> OpenedModel:
+    channels = config.in_chans or data.image_shape[0]
+    return OpenedModel(network, None, _size(config), channels, len(data.class_names))
+
+
+def _normalization(
+    own: Normalization | None, opened: OpenedModel, data: DataFacts
+) -> Normalization:
+    """The network's normalisation, else the data's; with size and channels where they matter."""
+    found = own or data.normalization
+    size = found.image_size or opened.image_size
+    channels = found.in_chans or opened.in_chans
+    changes: dict[str, object] = {}
+    if size != found.image_size:
+        changes["image_size"] = size
+    if channels not in (found.in_chans, data.image_shape[0]):
+        changes["in_chans"] = channels
+    if own is None:  # the data's constants are of the data's channels
+        for name in ("mean", "std"):
+            values: Sequence[float] = getattr(found, name)
+            if len(values) not in (1, channels):
+                changes[name] = (sum(values) / len(values),)
+    return found.changed(**changes) if changes else found
+
+
+def _conversions(whose: str, name: str, normalization: Normalization, data: DataFacts) -> list[str]:
+    """What becomes of the images before this network sees them, where it is not what it seems."""
+    notes = []
+    channels, height, width = normalization.input_shape(data.image_shape)
+    if (height, width) != data.size:
+        notes.append(
+            f"{whose} {name}: images of {data.size[0]} x {data.size[1]} are resized to "
+            f"{height} x {width} for it; {whose}.img_size sets another size"
+        )
+    if channels != data.image_shape[0]:
+        how = "grey images are repeated" if channels > 1 else "colour images become grey"
+        notes.append(f"{whose} {name}: {how}, as it takes {channels} channels")
+    return notes
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import Field
+
 from limbeck.core.settings import Settings
 from limbeck.runs.folder import RunFolder, read_json
 
@@ -49,6 +51,15 @@ class RunSummary(Settings):
         seconds: of training, without evaluation, over all sittings.
         images_per_second: training images over those seconds.
         notices: what the run found worth saying.
+        split_hashes: of each split that ``data_hash`` is made of.
+        scores: every metric of :data:`~limbeck.metrics.info.METRICS` on the test split, for
+            "last", "best_on_validation" and the "teacher"; None where one is over no images.
+        teacher_seconds: the part of ``seconds`` that the teacher's forward passes took.
+        peak_memory_bytes: the most that training and judging had in use; see
+            :class:`~limbeck.runs.measure.PeakMemory`.
+        deployed_bytes: of the deployed weights and buffers.
+        inference_images_per_second: through what is deployed, on the run's device; see
+            :func:`~limbeck.runs.measure.images_per_second`.
     """
 
     version: str
@@ -70,6 +81,12 @@ class RunSummary(Settings):
     seconds: float
     images_per_second: float
     notices: tuple[str, ...]
+    split_hashes: dict[str, str] = Field({})
+    scores: dict[str, dict[str, float | None]] = Field({})
+    teacher_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    deployed_bytes: int | None = None
+    inference_images_per_second: float | None = None
 
 
 def read_summary(folder: str | Path) -> RunSummary:

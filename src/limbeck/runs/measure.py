@@ -1,0 +1,104 @@
+"""What a run costs beside time: memory while it trains, size and speed of what is deployed.
+
+B batch, C channels, H W spatial.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from limbeck.core.types import keyed_generator
+from limbeck.engine.config import TrainConfig
+
+__all__ = ["SPEED_BATCH", "PeakMemory", "deployed_bytes", "images_per_second"]
+
+SPEED_BATCH = 64  # images of the batch whose time is taken
+_WARM_UP, _FEWEST, _MOST = 3, 5, 50  # passes
+_ENOUGH_SECONDS = 0.5
+
+
+class PeakMemory:
+    """The most memory in use since this was made.
+
+    On CUDA it is what torch had allocated on the device. Elsewhere it is the resident size of
+    the whole process, torch itself included; where the system cannot start counting anew (it can
+    on Linux), that of the process since it began, which is then an upper bound.
+
+    Args:
+        device: where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        with suppress(OSError):  # no /proc, or not allowed
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def read(self) -> int:
+        """Bytes."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        with suppress(OSError):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        try:
+            import resource
+        except ImportError:  # not on Windows
+            return 0
+        # Kilobytes on Linux, bytes on macOS.
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def deployed_bytes(network: nn.Module) -> int:
+    """Bytes of all weights and buffers, as they are stored.
+
+    Example:
+        >>> deployed_bytes(nn.Linear(3, 2))  # six weights and two biases of four bytes
+        32
+    """
+    state = network.state_dict().values()
+    return sum(value.numel() * value.element_size() for value in state)
+
+
+@torch.no_grad()
+def images_per_second(
+    network: nn.Module, image_shape: tuple[int, int, int], *, config: TrainConfig
+) -> float:
+    """Images a second through ``network``, the median over passes of one fixed batch.
+
+    Args:
+        network: in eval mode, on its device, from images in [0, 1].
+        image_shape: ``(C, H, W)``.
+        config: precision and memory format.
+
+    Returns:
+        Images a second, of a batch of :data:`SPEED_BATCH`, after some passes to warm up.
+    """
+    tensors = (*network.parameters(), *network.buffers())
+    device = tensors[0].device if tensors else torch.device("cpu")
+    generator = keyed_generator("images per second")
+    batch = torch.rand(SPEED_BATCH, *image_shape, generator=generator)
+    batch = batch.to(device, memory_format=config.memory_format)
+    seconds: list[float] = []
+    for number in range(-_WARM_UP, _MOST):
+        start = time.perf_counter()
+        with config.autocast(device):
+            network(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if number >= 0:
+            seconds.append(time.perf_counter() - start)
+        if len(seconds) >= _FEWEST and sum(seconds) > _ENOUGH_SECONDS:
+            break
+    return SPEED_BATCH / max(statistics.median(seconds), 1e-9)

@@ -129,13 +129,13 @@ CASES = {
     "not a list": (f"{TRAIN} --decay-epochs 3,x", "--decay-milestones", "150,180,210", "'3,x'"),
     # names
     "unknown method": (f"{DISTILL} --method fitnets", "'fitnets'", "did you mean 'fitnet'"),
-    "unknown card": ("methods dk", "no method called 'dk'; known: ce,", "rkd. `limbeck methods`"),
+    "unknown card": ("methods qqqq", "no method called 'qqqq'; known: at,", "`limbeck methods`"),
     "unknown setting": (f"{TRAIN} --set optim.momentun=0.9", "did you mean 'momentum'?"),
     "unknown part": (f"{TRAIN} --set optin.lr=0.1", "optin: no such setting", "'optim'"),
     "unknown method setting": (f"{DISTILL} --set method.temprature=2", "'temperature'"),
     "another method's setting": (f"{DISTILL} --method rkd --kd-temperature 2", "temperature"),
     "unknown model": ("train --student resnet32x8 --output {out}", "did you mean", "'resnet32x4'"),
-    "unknown model to inspect": ("inspect resnet33", "did you mean", "'resnet32'"),
+    "unknown model to inspect": ("inspect resnet8x5", "did you mean", "'resnet8x4'"),
     "unknown layer": (
         f"{DISTILL} --method rkd --set method.student_layer=stage_2",
         "no layer called 'stage_2'; did you mean 'stage2'",

@@ -92,9 +92,10 @@ def test_a_network_of_ones_own_is_shown_with_names_as_they_stand(limbeck, own):
     assert {"body.[red]", "body.a b", "head"} <= set(rows)
     assert "not called" in next(line for line in answer.out.splitlines() if "idle" in line)
     found = inspected(limbeck, own)
-    assert found["meanings"] == [
-        {"name": "penultimate", "address": "head:input", "output_shape": [4]}
-    ]
+    meanings = {row["name"]: row for row in found["meanings"]}
+    assert meanings["penultimate"]["address"] == "head:input"
+    assert meanings["penultimate"]["output_shape"] == [4]
+    assert [name for name, row in meanings.items() if row["rule"]] == ["stage1", "last"]
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -25,8 +25,9 @@ def test_a_card_has_formula_source_departures_and_every_default(name, limbeck):
     config = METHODS[name].config()
     for field, value in config.plain().items():
         row = next(line for line in answer.out.splitlines() if line.startswith(f" {field} "))
-        assert row.split()[1] == json.dumps(value)
-        assert len(row.split()) > 2  # and what it means
+        shown = row.split(maxsplit=1)[1]
+        assert shown.startswith(f"{json.dumps(value)} ")
+        assert shown.removeprefix(json.dumps(value)).strip()  # and what it means
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -38,6 +39,11 @@ def test_a_card_keeps_its_words_and_fits_the_terminal(name, width, limbeck, monk
     card = inspect.getdoc(import_module(METHODS[name].card))
     prose = card.partition("Source: ")[2].replace("``", "")
     assert " ".join(prose.split()) in " ".join(out.split())
+
+
+def test_rows_of_a_card_stay_rows(limbeck):
+    out = limbeck("methods", "relation").out
+    assert "\n- sp: samples, inner_product, unit_rows, squared, mean.\n- pkt: samples, " in out
 
 
 def test_a_card_says_what_the_method_reads(limbeck):

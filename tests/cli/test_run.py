@@ -89,12 +89,12 @@ def test_a_dry_run_tells_everything_and_writes_nothing(command, limbeck, tmp_pat
 
 
 def test_what_a_dry_run_refuses_a_run_refuses_too(limbeck, tmp_path, quick, runs):
-    layer = ("--method", "rkd", "--set", "method.teacher_layer=stage2")
+    layer = ("--method", "fitnet_one_stage", "--set", "method.teacher_layer=penultimate")
     arguments = ("--teacher", runs / "teacher", *layer, "--output", tmp_path / "run", *quick)
     for more in ((), ("--dry-run",)):
         answer = limbeck("distill", *TINY, *arguments, *more)
         assert answer.code == 2
-        assert "(batch, features)" in answer.err
+        assert "Choose two layers before the pooling" in answer.err
         assert list(tmp_path.iterdir()) == []
 
 

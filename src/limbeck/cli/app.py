@@ -79,7 +79,9 @@ def _root(
 
 @app.command(short_help="Teach three students on real digits; who won?")
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the runs go.")] = Path("demo"),
+    out: Annotated[Path, typer.Option("--out", "--output", "-o", help="Where the runs go.")] = Path(
+        "demo"
+    ),
     quiet: Quiet = False,
 ) -> None:
     """Train a teacher on real digits, distil it three ways, and say honestly who won."""
@@ -140,18 +142,157 @@ def distill(
     run(values, output, typed=typed, dry_run=dry_run, quiet=quiet, as_json=json_)
 
 
-@app.command()
+@app.command(cls=GroupedCommand, name="compare", short_help="Several methods, several seeds.")
+@with_run_options(teacher=True, without=("method.name", "seed"))
+def compare_methods(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The comparison's folder; goes on if begun.")
+    ],
+    methods: Annotated[
+        str | None,
+        typer.Option("--methods", metavar="A,B", help="E.g. kd,fitnet,rkd; LABEL=METHOD renames."),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", metavar="N", help="How many, or which, as 0,3,7.  [default: 3]"),
+    ] = None,
+    method_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method-set", metavar="A.B=VALUE", help="One row's own, as kd.temperature=2."
+        ),
+    ] = None,
+    tune: Annotated[
+        int | None,
+        typer.Option("--tune", metavar="N", help="N trials for each method, on validation."),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, help="Runs at a time.  [default: one a device]"),
+    ] = None,
+    devices: Annotated[
+        str | None, typer.Option("--devices", metavar="A,B", help="In turns, as cuda:0,cuda:1.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="Of each run.  [default: cores by jobs]")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="A comparison.json, or a run's config.json."),
+    ] = None,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json_: Json = False,
+    teacher_model: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher-model",
+            help="Train this network first, as the teacher. Beside --teacher: see `distill`.",
+            rich_help_panel="Networks and method",
+        ),
+    ] = None,
+    independent_teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--independent-teacher",
+            help="A run whose student is like the teacher and taught nobody: the control.",
+            rich_help_panel="Networks and method",
+        ),
+    ] = None,
+    *,
+    options: dict[RunOption, Any],
+) -> None:
+    """Compare methods over seeds, beside the same student without distillation.
+
+    What is there already is not made again: the same command continues an interrupted
+    comparison, and with more --seeds or --methods it makes those alone.
+    """
+    from limbeck.cli.compare import collect_comparison, run_comparison
+
+    values = collect_comparison(
+        options,
+        output=output,
+        config=config,
+        overrides=set_ or [],
+        method_sets=method_set or [],
+        methods=methods,
+        seeds=seeds,
+        teacher_model=teacher_model,
+        independent_teacher=independent_teacher,
+        tune=tune,
+        threads=threads,
+    )
+    run_comparison(
+        values,
+        output,
+        typed=typed_models(options, set_ or []) + _given(teacher_model),
+        jobs=jobs,
+        devices=devices,
+        dry_run=dry_run,
+        quiet=quiet,
+        as_json=json_,
+    )
+
+
+@app.command(short_help="List the runs in a folder.")
+def runs(
+    folder: Annotated[Path, typer.Argument(help="It, and all below it, are looked through.")],
+    method: Annotated[str | None, typer.Option("--method", help="These alone.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="These alone.")] = None,
+    state: Annotated[
+        str | None,
+        typer.Option("--state", help="finished, running, unfinished, failed or damaged."),
+    ] = None,
+    sort: Annotated[
+        str, typer.Option("--sort", help="run, method, seed, epochs, val, test or state.")
+    ] = "run",
+    reverse: Annotated[bool, typer.Option("--reverse", "-r", help="The other way round.")] = False,
+    json_: Json = False,
+) -> None:
+    """List the runs in a folder: method, seed, epochs, validation, test, state."""
+    from limbeck.cli.browse import show_runs
+
+    show_runs(
+        folder, method=method, seed=seed, state=state, sort=sort, reverse=reverse, as_json=json_
+    )
+
+
+@app.command(short_help="Draw the epochs of runs.")
+def curves(
+    run: Annotated[list[Path], typer.Argument(help="Run folders, finished or not.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The picture: .png, .svg or .pdf.")
+    ] = Path("curves.png"),
+    metric: Annotated[
+        str, typer.Option("--metric", help="As in metrics.jsonl: val.top1, train.loss, lr, ...")
+    ] = "val.top1",
+    json_: Json = False,
+) -> None:
+    """Draw one number of several runs over their epochs."""
+    from limbeck.cli.browse import draw_curves
+
+    draw_curves(run, output, metric=metric, as_json=json_)
+
+
+@app.command(short_help="Continue an interrupted run or comparison.")
 def resume(
-    run: Annotated[Path, typer.Argument(help="The folder of an interrupted run.")],
+    run: Annotated[Path, typer.Argument(help="An interrupted run's or comparison's folder.")],
     student: StudentModel = None,
     teacher: TeacherModel = None,
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Continue an interrupted run to the end it would have had."""
+    """Continue an interrupted run, or comparison, to the end it would have had."""
+    typed = _given(student, teacher)
+    if (run / "comparison.json").is_file():
+        from limbeck.cli.compare import resume_comparison
+
+        resume_comparison(run, typed=typed, quiet=quiet, as_json=json_)
+        return
     from limbeck.cli.run import resume_run
 
-    resume_run(run, typed=_given(student, teacher), quiet=quiet, as_json=json_)
+    resume_run(run, typed=typed, quiet=quiet, as_json=json_)
 
 
 @app.command(name="eval", short_help="Judge a finished run's student and its teacher again.")

@@ -14,8 +14,9 @@ from torch import nn
 
 from limbeck.cli.terminal import make_console, printable
 from limbeck.core.errors import SettingsError, TapError
-from limbeck.features import FeatureTap, resolve_layer
-from limbeck.models import MODELS, ModelSummary, create_model, summarise
+from limbeck.features import FeatureTap
+from limbeck.layers import list_meanings
+from limbeck.models import MODELS, ModelSummary, is_vision_name, make_ready, open_model, summarise
 from limbeck.runs.folder import RunFolder
 from limbeck.runs.networks import load_student
 
@@ -27,11 +28,15 @@ _DIGITS_SHAPE, _DIGITS_CLASSES = (1, 8, 8), 10
 
 @dataclass(frozen=True)
 class _Meaning:
-    """A name that stands for a layer: its address, and one image's shape there."""
+    """A name that stands for a layer: its address, and one image's shape there.
+
+    ``rule`` is true where the network does not say so itself: its structure suggests it.
+    """
 
     name: str
     address: str
     output_shape: tuple[int, ...] | None
+    rule: bool
 
 
 class _Opened(NamedTuple):
@@ -43,7 +48,7 @@ class _Opened(NamedTuple):
 
 
 def list_models(*, as_json: bool) -> None:
-    """Print the name of every network of the zoo, one a line."""
+    """Print the name of every network of the zoo, one a line; timm's and torchvision's are more."""
     print(json.dumps(list(MODELS)) if as_json else "\n".join(MODELS))  # noqa: T201
 
 
@@ -101,7 +106,8 @@ def inspect_model(
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 2), pad_edge=True)
         for meaning in meanings:
             shape = _size(meaning.output_shape)
-            table.add_row(printable(meaning.name), printable(meaning.address), shape)
+            found_by = "by structure" if meaning.rule else ""
+            table.add_row(printable(meaning.name), printable(meaning.address), shape, found_by)
         console.print(table)
     console.print(
         "\nA method can be pointed at all of these, and at blocks of layers such as layer1, with "
@@ -135,7 +141,8 @@ def _table(found: ModelSummary, calls: Mapping[str, int]) -> Table:
 
 def _open_run(folder: Path, typed: Collection[str]) -> _Opened:
     named, card = load_student(folder, typed=typed)
-    return _Opened(named.network, (card.in_chans, *card.image_size), card.num_classes)
+    shape = named.normalization.input_shape((card.in_chans, *card.image_size))
+    return _Opened(named.network, shape, card.num_classes)
 
 
 def _open_model(
@@ -145,21 +152,36 @@ def _open_model(
     if model.startswith("digits_"):
         shape, usual = _DIGITS_SHAPE, _DIGITS_CLASSES
     channels, side, classes = in_chans or shape[0], img_size or shape[1], num_classes or usual
-    network = create_model(model, num_classes=classes, in_chans=channels, allow_code=True)
-    return _Opened(network, (channels, side, side), classes)
+    vision = is_vision_name(model)
+    opened = open_model(
+        model,
+        num_classes=num_classes if vision else classes,  # its own, unless told otherwise
+        in_chans=channels,
+        img_size=(img_size, img_size) if vision and img_size else None,
+        own_size=True,
+        allow_code=True,
+    )
+    height, width = opened.image_size or (side, side)
+    found = (opened.in_chans, height, width)
+    make_ready(opened.network, found)
+    return _Opened(opened.network, found, opened.num_classes)
 
 
 def _meanings(opened: _Opened) -> list[_Meaning]:
     """What this network can be asked by beside its layers' names."""
-    network = opened.network
-    names = list(getattr(network, "layer_aliases", {}))
-    linear = any(isinstance(part, nn.Linear) for name, part in network.named_modules() if name)
-    if linear and "penultimate" not in names:
-        names.append("penultimate")
+    network = opened.network.eval()
     image = torch.zeros(1, *opened.image_shape)
-    network.eval()
+    found = list_meanings(network, torch.zeros(2, *opened.image_shape))
     with torch.no_grad():
-        return [_Meaning(n, resolve_layer(network, n), _output(network, n, image)) for n in names]
+        return [
+            _Meaning(
+                name,
+                meaning.address,
+                _output(network, meaning.address, image),
+                bool(meaning.reason),
+            )
+            for name, meaning in found.items()
+        ]
 
 
 def _num_calls(opened: _Opened) -> dict[str, int]:

@@ -8,19 +8,17 @@ from pathlib import Path
 
 import torch
 from rich.table import Table
-from torch import nn
 
 from limbeck.cli.terminal import make_console, printable, printable_lines
-from limbeck.core.errors import DataError, LimbeckError, ModelError, UnknownNameError
-from limbeck.core.normalization import Normalize
+from limbeck.core.errors import DataError, LimbeckError, UnknownNameError
 from limbeck.data import build_data, eval_batches
 from limbeck.data.decode import decode_image
 from limbeck.engine.distributed import pick_device
 from limbeck.engine.evaluate import evaluate
-from limbeck.models import create_model, load_weights
+from limbeck.models import is_vision_name
 from limbeck.runs.config import RunConfig, TeacherConfig
 from limbeck.runs.folder import RunFolder, read_json
-from limbeck.runs.networks import NamedNetwork, StudentCard, build_teacher, load_student
+from limbeck.runs.networks import DataFacts, NamedNetwork, StudentCard, build_teacher, load_student
 
 __all__ = ["evaluate_run", "predict_images"]
 
@@ -62,7 +60,7 @@ def evaluate_run(
     found = {}
     for role, named in networks.items():
         batches = eval_batches(data.splits[split], config.train.eval_batch_size)
-        network = _normalized(named).to(where)
+        network = named.answering(where)
         found[role] = evaluate(network, batches, config=config.train, device=where)
     if as_json:
         print(json.dumps({"split": split, "notice": notice, **found}))  # noqa: T201
@@ -139,36 +137,24 @@ def _teacher(
     teacher: TeacherConfig, config: RunConfig, card: StudentCard, typed: Collection[str]
 ) -> NamedNetwork:
     """A run's teacher, for images like the student's; the data set is not read if it can be."""
-    if teacher.run is not None:
-        named, theirs = load_student(teacher.run, typed=typed)
-        if (theirs.class_names, theirs.in_chans) != (card.class_names, card.in_chans):
-            raise ModelError(
-                f"{teacher.run} has other classes or channels now than when it taught this student"
-            )
-        return NamedNetwork(named.network, teacher.normalization or named.normalization, named.name)
-    normalization = teacher.normalization
-    if normalization is None and config.student.normalization is None:
-        normalization = card.normalization  # both networks have the data's
-    if normalization is None or teacher.name is None or teacher.checkpoint is None:
+    own = config.student.normalization is None and not is_vision_name(card.model)
+    told = teacher.run is not None or teacher.normalization is not None
+    if not told and not own and not is_vision_name(str(teacher.name)):
+        # The teacher has the data's own normalisation, and the student, whose card tells the
+        # data's classes and shape, has another.
         return build_teacher(teacher, build_data(config.data, seed=config.seed), typed=typed)
-    network = create_model(
-        teacher.name,
-        num_classes=card.num_classes,
-        in_chans=card.in_chans,
-        allow_code=teacher.name in typed,
+    facts = DataFacts(
+        card.class_names,
+        (card.in_chans, *card.image_size),
+        card.normalization.changed(image_size=None, in_chans=None),
     )
-    load_weights(network, Path(teacher.checkpoint))
-    return NamedNetwork(network, normalization, teacher.name)
-
-
-def _normalized(named: NamedNetwork) -> nn.Module:
-    return nn.Sequential(Normalize(named.normalization), named.network)
+    return build_teacher(teacher, facts, typed=typed)
 
 
 @torch.no_grad()
 def _probabilities(named: NamedNetwork, pixels: torch.Tensor, where: torch.device) -> torch.Tensor:
     """``(N, C, H, W)`` in [0, 1] to ``(N, K)``, on the host."""
-    network = _normalized(named).to(where).eval()
+    network = named.answering(where).eval()
     starts = range(0, len(pixels), _AT_ONCE)
     logits = [network(pixels[at : at + _AT_ONCE].to(where)).cpu() for at in starts]
     return torch.cat(logits).float().softmax(dim=1)

@@ -11,6 +11,7 @@ import textwrap
 from rich.table import Table
 
 from limbeck.cli.terminal import make_console, printable, printable_lines
+from limbeck.core.settings import Settings
 from limbeck.methods import METHODS, find_method
 from limbeck.methods.base import MethodConfig, MethodEntry
 
@@ -26,6 +27,7 @@ _SYMBOLS = {
     "theta": "θ", "sum": "Σ", "prod": "Π", "angle": "∠", "cdot": "·", "times": "×", "ge": "≥",  # noqa: RUF001
     "le": "≤", "ne": "≠", "in": "∈", "infty": "∞", "partial": "∂", "nabla": "∇", "to": "→",
     "|": "||", "log": "log", "exp": "exp", "cos": "cos", "max": "max", "min": "min", "ldots": "...",
+    "omega": "ω", "propto": "∝", "langle": "<", "rangle": ">",
     "quad": "  ", ",": " ", ";": " ", "!": "", "left": "", "right": "",
     "big": "", "Big": "", "bigg": "", "Bigg": "",
 }  # fmt: skip
@@ -114,7 +116,7 @@ def _readable(card: str, width: int) -> str:
     """A card for the terminal: paragraphs filled, formulas in plain characters."""
     blocks: list[list[str]] = [[]]
     for line in card.split("\n"):
-        starts = not line.strip() or line.startswith(".. math::") or _FIELD.match(line)
+        starts = not line.strip() or line.startswith((".. math::", "- ")) or _FIELD.match(line)
         after_formula = bool(blocks[-1]) and blocks[-1][0].startswith(".. math::")
         if starts or (after_formula and line[:1] not in ("", " ")):
             blocks.append([])
@@ -128,7 +130,7 @@ def _block(lines: list[str], width: int) -> str:
         text, indent, hanging = formula_text(text.removeprefix(".. math::").strip()), 4, 8
     else:
         text = _MARKS.sub(lambda found: found[1] or found[2], text)
-        indent, hanging = 0, 4 if _FIELD.match(text) else 0
+        indent, hanging = 0, 4 if _FIELD.match(text) else 2 if text.startswith("- ") else 0
     filled = textwrap.fill(
         text,
         width,
@@ -165,7 +167,7 @@ def _meanings(config: type[MethodConfig]) -> dict[str, str]:
     """The Attributes part of a settings class's docstring and of its bases', field by field."""
     found: dict[str, str] = {}
     for owner in reversed(config.__mro__):
-        doc = inspect.cleandoc(owner.__doc__ or "") if issubclass(owner, MethodConfig) else ""
+        doc = inspect.cleandoc(owner.__doc__ or "") if issubclass(owner, Settings) else ""
         field = None
         for line in doc.partition("Attributes:\n")[2].splitlines():
             stripped = line.strip()

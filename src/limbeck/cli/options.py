@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -22,12 +22,16 @@ __all__ = [
     "GroupedCommand",
     "RunOption",
     "collect_settings",
+    "read_settings",
+    "settings_changes",
     "typed_models",
     "with_run_options",
 ]
 
 # Settings that name a model: a file.py:function among them is run only if it was typed.
 _MODEL_PATHS = (("student", "name"), ("teacher", "name"))
+# What networks of timm and torchvision begin with, which are never folders of runs.
+_LIBRARIES = ("timm/", "torchvision/", "hf-hub:", "local-dir:")
 
 
 @dataclass(frozen=True)
@@ -79,17 +83,36 @@ OPTIONS: tuple[RunOption, ...] = (
         ("--student", "--model"),
         "student.name",
         str,
-        "A model's name (`limbeck inspect` lists them), or file.py:function.",
+        "A model's name (`limbeck inspect` lists them), timm/NAME, torchvision/NAME, or "
+        "file.py:function.",
     ),
     RunOption(
-        ("--initial-checkpoint",), "student.initial_checkpoint", str, "Start from these weights."
+        ("--pretrained",),
+        "student.pretrained",
+        bool,
+        "Start from the weights that timm or torchvision publish.",
+        value=True,
+    ),
+    RunOption(
+        ("--initial-checkpoint", "--student-run"),
+        "student.initial_checkpoint",
+        str,
+        "Start from these weights: a file, or a finished run's folder.",
     ),
     RunOption(
         ("--teacher", "--kd-model-name"),
         "teacher",
         str,
-        "A finished run's folder; or a model's name, with --teacher-checkpoint.",
+        "A finished run's folder; or a model's name, with its weights.",
         teacher_only=True,
+    ),
+    RunOption(
+        ("--teacher-pretrained",),
+        "teacher.pretrained",
+        bool,
+        "The teacher's weights are those that timm or torchvision publish.",
+        teacher_only=True,
+        value=True,
     ),
     RunOption(
         ("--teacher-checkpoint",),
@@ -216,8 +239,15 @@ class GroupedCommand(TyperCommand):
                 formatter.write_dl(records)
 
 
-def with_run_options(*, teacher: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command every option of the table, passed to it as ``options``."""
+def with_run_options(
+    *, teacher: bool, without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command every option of the table, passed to it as ``options``.
+
+    Args:
+        teacher: also those that concern a teacher.
+        without: settings whose options are left out, by dotted name.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(command, include_extras=True)
@@ -226,7 +256,11 @@ def with_run_options(*, teacher: bool) -> Callable[[Callable[..., None]], Callab
             for parameter in inspect.signature(command).parameters.values()
             if parameter.name != "options"
         ]
-        offered = [option for option in OPTIONS if teacher or not option.teacher_only]
+        offered = [
+            option
+            for option in OPTIONS
+            if (teacher or not option.teacher_only) and option.path not in without
+        ]
         added = [
             inspect.Parameter(
                 option.parameter,
@@ -284,8 +318,8 @@ def collect_settings(
     """
     from limbeck.core.settings import apply_overrides, parse_override  # pydantic is slow to load
 
-    values = _read(config) if config is not None else {}
-    changes = _changes(options) + [parse_override(text) for text in overrides]
+    values = read_settings(config) if config is not None else {}
+    changes = settings_changes(options) + [parse_override(text) for text in overrides]
     for path, value in changes if not teacher else ():
         if path[0] == "teacher" or (path[0] == "method" and path[1:] in ((), ("name",))):
             raise SettingsError(
@@ -313,13 +347,13 @@ def typed_models(options: Mapping[RunOption, Any], overrides: Sequence[str]) -> 
     """Names of models that stand on this command line: these alone may be files with code."""
     from limbeck.core.settings import parse_override
 
-    changes = _changes(options) + [parse_override(text) for text in overrides]
+    changes = settings_changes(options) + [parse_override(text) for text in overrides]
     return [value for path, value in changes if path in _MODEL_PATHS and isinstance(value, str)]
 
 
-def _changes(options: Mapping[RunOption, Any]) -> list[tuple[tuple[str, ...], Any]]:
+def settings_changes(options: Mapping[RunOption, Any]) -> list[tuple[tuple[str, ...], Any]]:
     """What the given flags set: path and value."""
-    by_name = any(option.path == "teacher.checkpoint" for option in options)
+    by_name = any(o.path in ("teacher.checkpoint", "teacher.pretrained") for o in options)
     changes = []
     for option, given in options.items():
         value = option.value if option.value is not None else given
@@ -333,12 +367,18 @@ def _changes(options: Mapping[RunOption, Any]) -> list[tuple[tuple[str, ...], An
                 ) from None
         path = option.path
         if path == "teacher":  # a model's name where its weights are given, else a run's folder
-            path = "teacher.name" if by_name else "teacher.run"
+            named = by_name or str(value).startswith(_LIBRARIES)
+            path = "teacher.name" if named else "teacher.run"
         changes.append((tuple(path.split(".")), value))
     return changes
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """The JSON object of a settings file.
+
+    Raises:
+        SettingsError: if it cannot be read, or holds something else.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.padding import Padding
 
 from limbeck.cli.observer import observing
-from limbeck.cli.terminal import make_console, printable, printable_lines
+from limbeck.cli.terminal import duration, make_console, printable, printable_lines
 from limbeck.engine.loop import InterruptedRun
 from limbeck.engine.recorder import Observer
 from limbeck.runs.config import RunConfig
@@ -148,7 +148,7 @@ def _print_rehearsal(found: Rehearsal, *, quiet: bool, as_json: bool) -> None:
         console.print(f"  {stage['name']}: {stage['epochs']} epochs, {stage['steps']:,} steps")
     _indented(
         console,
-        f"about {_duration(found.estimated_seconds)} without evaluation "
+        f"about {duration(found.estimated_seconds)} without evaluation "
         f"({found.seconds_per_step * 1000:.1f} ms a step, measured on one batch); "
         f"peak memory {found.peak_memory_bytes / 2**20:,.0f} MiB",
     )
@@ -167,11 +167,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours"

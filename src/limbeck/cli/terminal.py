@@ -12,9 +12,23 @@ from rich.console import Console
 
 from limbeck.reports.table import printable
 
-__all__ = ["make_console", "printable", "printable_lines"]
+__all__ = ["duration", "make_console", "printable", "printable_lines"]
 
 _UNWRAPPED = 10_000  # columns; a file or a pipe has no right edge
+
+
+def duration(seconds: float) -> str:
+    """About how long, in the unit a person would choose.
+
+    Example:
+        >>> duration(42.4), duration(600), duration(9000)
+        ('42 s', '10 minutes', '2.5 hours')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"
 
 
 def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:

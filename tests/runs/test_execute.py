@@ -443,15 +443,18 @@ class Preparing(Method[MethodConfig]):
     """Counts its images beforehand, into a buffer."""
 
     calls: list = []  # noqa: RUF012
+    passes: list = []  # noqa: RUF012
 
     def __init__(self, config):
         super().__init__(config)
         self.register_buffer("count", torch.zeros(()))
 
     def prepare(self, teacher, batches):
+        seen = list(batches)
         with torch.no_grad():
-            self.count += sum(len(teacher(batch.image).logits) for batch in batches)
+            self.count += sum(len(teacher(batch.image).logits) for batch in seen)
         self.calls.append(self.count.item())
+        self.passes.append(seen)
 
     def forward(self, batch, student, teacher, progress):
         ce = self.cross_entropy(student.logits, batch.label)
@@ -461,7 +464,8 @@ class Preparing(Method[MethodConfig]):
 def test_a_pass_over_the_data_is_made_once_and_kept_in_the_checkpoint(small, tmp_path, monkeypatch):
     table_of(monkeypatch, (Stage(name="train", method=Preparing, config=MethodConfig()),))
     monkeypatch.setattr(Preparing, "calls", [])
-    config = small.config("toy")
+    monkeypatch.setattr(Preparing, "passes", [])
+    config = small.config("toy", data={"augment": {"crop_padding": 2, "flip": True}})
     stop = small.Act("train", 4, signal_self(signal.SIGTERM))
     with pytest.raises(InterruptedRun):
         small.run(config, tmp_path / "run", observer=stop)
@@ -469,6 +473,10 @@ def test_a_pass_over_the_data_is_made_once_and_kept_in_the_checkpoint(small, tmp
     assert len(Preparing.calls) == 1
     state, _ = CheckpointStore(tmp_path / "run" / "checkpoints").load_newest()
     assert state["loop"]["stepper"]["learner"]["method.count"] == Preparing.calls[0] == 303
+    (seen,) = Preparing.passes
+    assert torch.cat([batch.index for batch in seen]).tolist() == list(range(303))
+    plain = small.parts(config).data.train.images
+    assert torch.equal(torch.cat([batch.image for batch in seen]), plain.float() / 255)
 
 
 def test_a_rehearsal_measures_and_leaves_everything_as_it_was(finished, small, tmp_path):

@@ -184,7 +184,8 @@ class Method(nn.Module, Generic[C]):
     def prepare(self, teacher: Callable[[Tensor], Outputs], batches: Iterable[Batch]) -> None:
         """Once, before the first epoch: a pass over the data, for methods that need one.
 
-        What it finds goes into buffers, so that it is in the checkpoint.
+        The batches hold every training image once, in order and without augmentation. What it
+        finds goes into buffers, so that it is in the checkpoint.
         """
         del teacher, batches
 

@@ -424,20 +424,24 @@ class _Session:
         if self.teacher is None:
             return
         # The whole set in every process, so that all of them find the same.
-        whole = self._make_loader(self.loader.views, alone=True)
+        whole = eval_batches(
+            self.parts.data.train,
+            self.config.train.eval_batch_size,
+            workers=self.config.train.workers,
+            device=self.device,
+        )
         layout = self.config.train.memory_format
-        batches = (b.to(self.device, memory_format=layout) for b in whole.epoch(0))
-        method.prepare(self.teacher, batches)
+        method.prepare(self.teacher, (b.to(self.device, memory_format=layout) for b in whole))
 
-    def _make_loader(self, views: Sequence[str] = (), *, alone: bool = False) -> TrainLoader:
-        """Training batches of this process, or of the whole set as if it were ``alone``."""
+    def _make_loader(self, views: Sequence[str] = ()) -> TrainLoader:
+        """Training batches of this process."""
         return TrainLoader(
             self.parts.data.train,
             batch_size=self.config.train.batch_size,
             seed=self.config.seed,
             augment=self.config.data.augment,
-            rank=0 if alone else self.world.rank,
-            world_size=1 if alone else self.world.size,
+            rank=self.world.rank,
+            world_size=self.world.size,
             workers=self.config.train.workers,
             views=views,
             device=self.device,

@@ -22,9 +22,8 @@ Defaults: the code's for resnet32x4 -> resnet8x4: lambda 600 for 150 epochs, T =
     last feature map. For WRN-40-2 -> ShuffleNetV1 lambda is 200 and T = 6. On ImageNet the cost is
     from scores, T = 2, lambda falls from the first epoch on, and is 30 with kappa 1 (ResNet34 ->
     ResNet18) or 25 with kappa 2 (ResNet50 -> MobileNetV1).
-Differs from the source: one kernel for the batch, equal to the code's of (B, K-1, K-1). The cost is
-    found from the images as the pass brings them, in the order of the data set; the code leaves out
-    augmentation there. An image without a label takes the class that the teacher scores highest.
+Differs from the source: one kernel for the batch, equal to the code's of (B, K-1, K-1). An
+    image without a label takes the class that the teacher scores highest.
 """
 
 from __future__ import annotations
@@ -260,17 +259,16 @@ class WKDLogit(Method[WKDLogitConfig]):
         config = self.config
         if config.cost == "classifier":
             return
-        found: dict[str, list[Tensor]] = {"rows": [], "label": [], "index": []}
+        found: dict[str, list[Tensor]] = {"rows": [], "label": []}
         for batch in batches:
             image = batch.image if batch.teacher_image is None else batch.teacher_image
             rows = self._rows(teacher(image))
-            for name, value in (("rows", rows), ("label", batch.label), ("index", batch.index)):
+            for name, value in (("rows", rows), ("label", batch.label)):
                 found[name].append(value.cpu())
-        rows, label, index = (torch.cat(parts) for parts in found.values())
-        order = index.argsort()
+        rows, label = (torch.cat(parts) for parts in found.values())
         grouped = _grouped(
-            rows[order],
-            label[order],
+            rows,
+            label,
             num_classes=len(self.class_cost),
             at_most=config.images_per_class,
         )

@@ -19,8 +19,6 @@ Differs from the source: nothing from RepDistiller, but that a batch of one give
 
 from __future__ import annotations
 
-from typing import Self
-
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -28,34 +26,24 @@ from limbeck.core.errors import ShapeError
 from limbeck.core.types import Batch, LossTerms, Outputs, Progress
 from limbeck.functional.gather import gathered
 from limbeck.functional.precision import widened
-from limbeck.methods.adapters import Alignment, LayoutConfig, align
-from limbeck.methods.base import Method, MethodConfig, Needs, Probe
+from limbeck.methods.adapters import Alignment
+from limbeck.methods.embeddings import EmbeddingConfig, EmbeddingMethod
 
 __all__ = ["CC", "CCConfig", "cc_loss"]
 
 
-class CCConfig(MethodConfig):
+class CCConfig(EmbeddingConfig):
     """Settings of :class:`CC`.
 
     Attributes:
-        student_layer: the student's embedding, by name or meaning.
-        teacher_layer: the teacher's; its length may differ.
-        student_layout: how the student's layer lies, where its shape leaves it open.
-        teacher_layout: the same of the teacher's.
         embedding_dim: what both linear layers give.
         ce_weight: of the cross-entropy with the labels.
         cc_weight: of the products.
-        gather: take the images of all processes, in rank order, where there are several.
     """
 
-    student_layer: str = "penultimate"
-    teacher_layer: str = "penultimate"
-    student_layout: LayoutConfig = LayoutConfig()
-    teacher_layout: LayoutConfig = LayoutConfig()
     embedding_dim: PositiveInt = 128
     ce_weight: NonNegativeFloat = 1.0
     cc_weight: NonNegativeFloat = 0.02
-    gather: bool = False
 
 
 def cc_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
@@ -91,7 +79,7 @@ def cc_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
     return (error[:-1] * error[1:]).sum() / max(1, len(error) - 1)
 
 
-class CC(Method[CCConfig]):
+class CC(EmbeddingMethod[CCConfig]):
     """See the module docstring.
 
     Args:
@@ -100,28 +88,10 @@ class CC(Method[CCConfig]):
     """
 
     def __init__(self, config: CCConfig, *, alignment: Alignment) -> None:
-        super().__init__(config)
-        self.alignment = alignment
+        super().__init__(config, alignment=alignment)
         student, teacher = alignment.student_layout.channels, alignment.teacher_layout.channels
         self.student_embedding = nn.Linear(student, config.embedding_dim)
         self.teacher_embedding = nn.Linear(teacher, config.embedding_dim)
-
-    @classmethod
-    def needs(cls, config: CCConfig) -> Needs:
-        """One embedding of each network."""
-        return Needs(student_layers=(config.student_layer,), teacher_layers=(config.teacher_layer,))
-
-    @classmethod
-    def from_probe(cls, config: CCConfig, probe: Probe) -> Self:
-        """Make the two linear layers."""
-        alignment = align(
-            probe.feature("student", config.student_layer),
-            probe.feature("teacher", config.teacher_layer),
-            purpose="vector",
-            student_layout=config.student_layout,
-            teacher_layout=config.teacher_layout,
-        )
-        return cls(config, alignment=alignment)
 
     def describe(self) -> tuple[str, ...]:
         """The two embeddings, each before its linear layer."""
@@ -140,9 +110,7 @@ class CC(Method[CCConfig]):
         """Weighted sum of cross-entropy and products."""
         del progress
         config = self.config
-        pair = self.alignment(
-            student.features[config.student_layer], teacher.features[config.teacher_layer]
-        )
+        pair = self.aligned(student, teacher)
         ce = self.cross_entropy(student.logits, batch.label)
         ours, theirs = self.student_embedding(pair.student), self.teacher_embedding(pair.teacher)
         if config.gather:

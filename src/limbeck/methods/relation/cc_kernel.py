@@ -20,8 +20,6 @@ Differs from the source: the embeddings are the networks' own, where that sample
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
@@ -29,42 +27,30 @@ from torch import Tensor
 from limbeck.core.errors import SettingsError
 from limbeck.core.types import Batch, LossTerms, Outputs, Progress
 from limbeck.functional.divergences import kd_loss
-from limbeck.functional.gather import gathered
 from limbeck.functional.relations import check_embeddings, taylor_kernel
-from limbeck.methods.adapters import AlignedPair, Alignment, LayoutConfig, align
-from limbeck.methods.base import Method, MethodConfig, Needs, Probe
+from limbeck.methods.embeddings import EmbeddingConfig, EmbeddingMethod
 
 __all__ = ["CCKernel", "CCKernelConfig", "kernel_correlation_loss"]
 
 
-class CCKernelConfig(MethodConfig):
+class CCKernelConfig(EmbeddingConfig):
     """Settings of :class:`CCKernel`.
 
     Attributes:
-        student_layer: the student's embedding, by name or meaning.
-        teacher_layer: the teacher's; its length may differ.
-        student_layout: how the student's layer lies, where its shape leaves it open.
-        teacher_layout: the same of the teacher's.
         gamma: of the kernel; a larger one tells nearer images apart.
         order: P, the series' last power.
         temperature: T, of the divergence between the networks' probabilities.
         ce_weight: of the cross-entropy with the labels.
         kd_weight: of that divergence.
         cc_weight: of the correlations.
-        gather: compare the images of all processes, where there are several.
     """
 
-    student_layer: str = "penultimate"
-    teacher_layer: str = "penultimate"
-    student_layout: LayoutConfig = LayoutConfig()
-    teacher_layout: LayoutConfig = LayoutConfig()
     gamma: PositiveFloat = 0.4
     order: NonNegativeInt = 2
     temperature: PositiveFloat = 1.0
     ce_weight: NonNegativeFloat = 0.0
     kd_weight: NonNegativeFloat = 1.0
     cc_weight: NonNegativeFloat = 0.003
-    gather: bool = False
 
 
 def kernel_correlation_loss(
@@ -111,39 +97,8 @@ def kernel_correlation_loss(
     return F.mse_loss(student, teacher)
 
 
-class CCKernel(Method[CCKernelConfig]):
-    """See the module docstring.
-
-    Args:
-        config: its settings.
-        alignment: of the two layers, as vectors.
-    """
-
-    def __init__(self, config: CCKernelConfig, *, alignment: Alignment) -> None:
-        super().__init__(config)
-        self.alignment = alignment
-
-    @classmethod
-    def needs(cls, config: CCKernelConfig) -> Needs:
-        """One embedding of each network."""
-        return Needs(student_layers=(config.student_layer,), teacher_layers=(config.teacher_layer,))
-
-    @classmethod
-    def from_probe(cls, config: CCKernelConfig, probe: Probe) -> Self:
-        """Find how the two layers lie."""
-        alignment = align(
-            probe.feature("student", config.student_layer),
-            probe.feature("teacher", config.teacher_layer),
-            purpose="vector",
-            student_layout=config.student_layout,
-            teacher_layout=config.teacher_layout,
-        )
-        return cls(config, alignment=alignment)
-
-    def describe(self) -> tuple[str, ...]:
-        """The two embeddings."""
-        layers = self.config.student_layer, self.config.teacher_layer
-        return (self.alignment.describe(*layers, None),)
+class CCKernel(EmbeddingMethod[CCKernelConfig]):
+    """See the module docstring."""
 
     def forward(
         self, batch: Batch, student: Outputs, teacher: Outputs, progress: Progress
@@ -151,13 +106,9 @@ class CCKernel(Method[CCKernelConfig]):
         """Weighted sum of cross-entropy, divergence and correlations."""
         del progress
         config = self.config
-        pair = self.alignment(
-            student.features[config.student_layer], teacher.features[config.teacher_layer]
-        )
         ce = self.cross_entropy(student.logits, batch.label)
         kd = kd_loss(student.logits, teacher.logits, temperature=config.temperature)
-        if config.gather:
-            pair = AlignedPair(gathered(pair.student), gathered(pair.teacher))
+        pair = self.embeddings(student, teacher)
         correlation = kernel_correlation_loss(*pair, gamma=config.gamma, order=config.order)
         total = config.kd_weight * kd + config.cc_weight * correlation
         return LossTerms(

@@ -18,44 +18,30 @@ Differs from the source: as in the authors' code, an image is among its own neig
 
 from __future__ import annotations
 
-from typing import Self
-
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from limbeck.core.types import Batch, LossTerms, Outputs, Progress
-from limbeck.functional.gather import gathered
 from limbeck.functional.relations import (
     check_embeddings,
     shifted_cosines,
     smoothed_divergence,
 )
-from limbeck.methods.adapters import AlignedPair, Alignment, LayoutConfig, align
-from limbeck.methods.base import Method, MethodConfig, Needs, Probe
+from limbeck.methods.embeddings import EmbeddingConfig, EmbeddingMethod
 
 __all__ = ["PKT", "PKTConfig", "pkt_loss"]
 
 
-class PKTConfig(MethodConfig):
+class PKTConfig(EmbeddingConfig):
     """Settings of :class:`PKT`.
 
     Attributes:
-        student_layer: the student's embedding, by name or meaning.
-        teacher_layer: the teacher's; its length may differ.
-        student_layout: how the student's layer lies, where its shape leaves it open.
-        teacher_layout: the same of the teacher's.
         ce_weight: of the cross-entropy with the labels.
         pkt_weight: of the divergence between the neighbours' probabilities.
-        gather: compare the images of all processes, where there are several.
     """
 
-    student_layer: str = "penultimate"
-    teacher_layer: str = "penultimate"
-    student_layout: LayoutConfig = LayoutConfig()
-    teacher_layout: LayoutConfig = LayoutConfig()
     ce_weight: NonNegativeFloat = 1.0
     pkt_weight: NonNegativeFloat = 30000.0
-    gather: bool = False
 
 
 def pkt_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
@@ -95,39 +81,8 @@ def _neighbours(embedding: Tensor) -> Tensor:
     return likeness / likeness.sum(dim=1, keepdim=True)
 
 
-class PKT(Method[PKTConfig]):
-    """See the module docstring.
-
-    Args:
-        config: its settings.
-        alignment: of the two layers, as vectors.
-    """
-
-    def __init__(self, config: PKTConfig, *, alignment: Alignment) -> None:
-        super().__init__(config)
-        self.alignment = alignment
-
-    @classmethod
-    def needs(cls, config: PKTConfig) -> Needs:
-        """One embedding of each network."""
-        return Needs(student_layers=(config.student_layer,), teacher_layers=(config.teacher_layer,))
-
-    @classmethod
-    def from_probe(cls, config: PKTConfig, probe: Probe) -> Self:
-        """Find how the two layers lie."""
-        alignment = align(
-            probe.feature("student", config.student_layer),
-            probe.feature("teacher", config.teacher_layer),
-            purpose="vector",
-            student_layout=config.student_layout,
-            teacher_layout=config.teacher_layout,
-        )
-        return cls(config, alignment=alignment)
-
-    def describe(self) -> tuple[str, ...]:
-        """The two embeddings."""
-        layers = self.config.student_layer, self.config.teacher_layer
-        return (self.alignment.describe(*layers, None),)
+class PKT(EmbeddingMethod[PKTConfig]):
+    """See the module docstring."""
 
     def forward(
         self, batch: Batch, student: Outputs, teacher: Outputs, progress: Progress
@@ -135,13 +90,8 @@ class PKT(Method[PKTConfig]):
         """Weighted sum of cross-entropy and divergence."""
         del progress
         config = self.config
-        pair = self.alignment(
-            student.features[config.student_layer], teacher.features[config.teacher_layer]
-        )
         ce = self.cross_entropy(student.logits, batch.label)
-        if config.gather:
-            pair = AlignedPair(gathered(pair.student), gathered(pair.teacher))
-        divergence = pkt_loss(*pair)
+        divergence = pkt_loss(*self.embeddings(student, teacher))
         return LossTerms(
             total=config.ce_weight * ce + config.pkt_weight * divergence,
             parts={"ce": ce, "divergence": divergence},

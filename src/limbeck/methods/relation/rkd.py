@@ -21,18 +21,14 @@ Differs from the source: means over all pairs and triplets of the batch, those o
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from limbeck.core.types import Batch, LossTerms, Outputs, Progress
-from limbeck.functional.gather import gathered
 from limbeck.functional.relations import angle_cosines, check_embeddings, relative_distances
-from limbeck.methods.adapters import AlignedPair, Alignment, LayoutConfig, align
-from limbeck.methods.base import Method, MethodConfig, Needs, Probe
+from limbeck.methods.embeddings import EmbeddingConfig, EmbeddingMethod
 
 __all__ = ["RKD", "RKDConfig", "rkd_angle_loss", "rkd_distance_loss"]
 
@@ -41,28 +37,18 @@ __all__ = ["RKD", "RKDConfig", "rkd_angle_loss", "rkd_distance_loss"]
 _MOST_ENTRIES = 2**22
 
 
-class RKDConfig(MethodConfig):
+class RKDConfig(EmbeddingConfig):
     """Settings of :class:`RKD`.
 
     Attributes:
-        student_layer: the student's embedding, by name or meaning.
-        teacher_layer: the teacher's; its length may differ.
-        student_layout: how the student's layer lies, where its shape leaves it open.
-        teacher_layout: the same of the teacher's.
         ce_weight: of the cross-entropy with the labels.
         distance_weight: of the distances between pairs of images.
         angle_weight: of the angles in triplets of images.
-        gather: compare the images of all processes, where there are several.
     """
 
-    student_layer: str = "penultimate"
-    teacher_layer: str = "penultimate"
-    student_layout: LayoutConfig = LayoutConfig()
-    teacher_layout: LayoutConfig = LayoutConfig()
     ce_weight: NonNegativeFloat = 1.0
     distance_weight: NonNegativeFloat = 25.0
     angle_weight: NonNegativeFloat = 50.0
-    gather: bool = False
 
 
 def rkd_distance_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
@@ -137,39 +123,8 @@ def _angle_sum(student_embedding: Tensor, teacher_embedding: Tensor, corners: sl
     return F.smooth_l1_loss(student, angle_cosines(teacher_embedding, corners), reduction="sum")
 
 
-class RKD(Method[RKDConfig]):
-    """See the module docstring.
-
-    Args:
-        config: its settings.
-        alignment: of the two layers, as vectors.
-    """
-
-    def __init__(self, config: RKDConfig, *, alignment: Alignment) -> None:
-        super().__init__(config)
-        self.alignment = alignment
-
-    @classmethod
-    def needs(cls, config: RKDConfig) -> Needs:
-        """One embedding of each network."""
-        return Needs(student_layers=(config.student_layer,), teacher_layers=(config.teacher_layer,))
-
-    @classmethod
-    def from_probe(cls, config: RKDConfig, probe: Probe) -> Self:
-        """Find how the two layers lie."""
-        alignment = align(
-            probe.feature("student", config.student_layer),
-            probe.feature("teacher", config.teacher_layer),
-            purpose="vector",
-            student_layout=config.student_layout,
-            teacher_layout=config.teacher_layout,
-        )
-        return cls(config, alignment=alignment)
-
-    def describe(self) -> tuple[str, ...]:
-        """The two embeddings."""
-        layers = self.config.student_layer, self.config.teacher_layer
-        return (self.alignment.describe(*layers, None),)
+class RKD(EmbeddingMethod[RKDConfig]):
+    """See the module docstring."""
 
     def forward(
         self, batch: Batch, student: Outputs, teacher: Outputs, progress: Progress
@@ -177,12 +132,8 @@ class RKD(Method[RKDConfig]):
         """Weighted sum of cross-entropy, distances and angles."""
         del progress
         config = self.config
-        embeddings = self.alignment(
-            student.features[config.student_layer], teacher.features[config.teacher_layer]
-        )
         ce = self.cross_entropy(student.logits, batch.label)
-        if config.gather:
-            embeddings = AlignedPair(gathered(embeddings.student), gathered(embeddings.teacher))
+        embeddings = self.embeddings(student, teacher)
         distance = rkd_distance_loss(*embeddings)
         angle = rkd_angle_loss(*embeddings)
         total = config.distance_weight * distance + config.angle_weight * angle

@@ -301,14 +301,18 @@ def test_every_stage_is_asked_for_at_once_and_answers_by_its_own_name():
 
 
 def test_every_stage_before_its_activation_and_one_without_as_it_is():
-    with FeatureTap(Staged(), ["pre_activation:stage*"]) as tap:
-        features = tap(torch.rand(8, 2, 4, 4)).features
+    network, image = Staged(), torch.randn(8, 2, 4, 4)
+    with FeatureTap(network, ["pre_activation:stage*"]) as tap:
+        features = tap(image).features
     assert tap.addresses == {
         "pre_activation:stage1": "stages.0.1:input",
         "pre_activation:stage2": "stages.1.1:input",
         "pre_activation:stage3": "stages.2",
     }
-    assert all((feature < 0).any() for feature in features.values())
+    first = network.stages[0][0](image)
+    second = network.stages[1][0](first.relu())
+    for stage, expected in enumerate((first, second, network.stages[2](second.relu())), 1):
+        torch.testing.assert_close(features[f"pre_activation:stage{stage}"], expected)
 
 
 def test_a_stage_that_ends_in_a_function_is_taken_as_it_is_and_said_so():

@@ -1,6 +1,8 @@
 import json
 import os
+import re
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,6 +50,20 @@ def test_a_machine_reads_epochs_and_the_summary(limbeck, tmp_path, quick, runs):
     (summary,) = found["summary"]
     del summary["event"]
     assert summary == read_summary(tmp_path / "run").plain()
+
+
+@pytest.mark.parametrize("method", ["kd", "fitnet_one_stage", "rkd"])
+def test_the_readmes_own_network_is_a_student(limbeck, tmp_path, quick, runs, monkeypatch, method):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (file,) = re.findall(r"^```python\n(# my_models\.py\n.*?)^```$", readme, re.M | re.S)
+    (tmp_path / "my_models.py").write_text(file, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    own = ("--student", "my_models.py:make_student")
+    taught = ("--teacher", runs / "teacher", "--method", method)
+    answer = limbeck("distill", *own, *taught, "--output", "own", *quick)
+    assert answer.code == 0, answer.err
+    weights = load_file("own/student.safetensors")
+    assert weights["head.weight"].shape == (10, 16)
 
 
 def test_a_run_can_be_run_again_from_its_settings(limbeck, tmp_path, quick, runs):

@@ -38,6 +38,7 @@ ALLOWED = {
     # Metrics of numpy alone: reports judge saved logits with what judged them during the run.
     "reports": (
         "core.errors",
+        "core.sources",
         "metrics.arrays",
         "metrics.calibration",
         "metrics.fidelity",

@@ -366,3 +366,21 @@ def test_a_data_set_is_read_once_and_its_transform_with_it():
     train = Counted()
     bundle_from_datasets([train, Counted()], PYTHON.changed(val_fraction=0), seed=0)
     assert train.reads == 6
+
+
+def test_only_the_first_classes_are_kept_in_every_split():
+    whole = build_data(DataConfig(), seed=0)
+    some = build_data(DataConfig(num_classes=3), seed=0)
+    assert some.train.class_names == whole.train.class_names[:3]
+    assert some.num_classes == 3
+    counts = {name: sum(list(by.values())[:3]) for name, by in whole.counts().items()}
+    found = {name: len(source) for name, source in some.splits.items()}
+    assert found["test"] == counts["test"]
+    assert found["train"] + found["val"] == counts["train"] + counts["val"]
+    assert some.train.labels.unique().tolist() == [0, 1, 2]
+    assert some.normalization == whole.normalization
+
+
+def test_more_classes_than_there_are_is_an_error():
+    with pytest.raises(DataError, match="the first 11 classes; digits has 10"):
+        build_data(DataConfig(num_classes=11), seed=0)

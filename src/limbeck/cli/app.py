@@ -414,6 +414,75 @@ def methods(
     show_methods(name, as_json=json_)
 
 
+@app.command(short_help="List published settings; or print one.")
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="One recipe, or a pattern.")] = None,
+    json_: Json = False,
+) -> None:
+    """List the settings behind published figures; or print one with its source."""
+    from limbeck.cli.recipes import show_recipes
+
+    show_recipes(name, as_json=json_)
+
+
+@app.command(short_help="Run published settings again.")
+def reproduce(
+    names: Annotated[list[str], typer.Argument(help="Recipes, or patterns of their names.")],
+    data_dir: Annotated[
+        str, typer.Option("--data-dir", help="CIFAR-100, or its images in train/ and test/.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where the run folders go.")
+    ] = Path("reproduced"),
+    seeds: Annotated[
+        str, typer.Option("--seeds", metavar="N", help="How many, or which, as 0,3,7.")
+    ] = "1",
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", help="A run, or weights.  [default: trained first]"),
+    ] = None,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Keep a tenth of the training images apart.")
+    ] = False,
+    results: Annotated[
+        Path, typer.Option("--results", help="The file that each run adds a line to.")
+    ] = Path("results/cifar100.csv"),
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Run published settings again, seed by seed, and write down what came out.
+
+    The test split is read once a run, after the last epoch. What is finished is not run again.
+    """
+    from limbeck.cli.compare import seed_list
+    from limbeck.cli.recipes import reproduce_recipes
+
+    reproduce_recipes(
+        names,
+        data_dir=data_dir,
+        output=output,
+        seeds=seed_list(seeds),
+        teacher=teacher,
+        protocol="held-out" if held_out else "published",
+        results=results,
+        device=device,
+        quiet=quiet,
+    )
+
+
+@app.command(short_help="Results beside published figures.")
+def results(
+    file: Annotated[Path, typer.Argument(help="What `reproduce` wrote.")] = Path(
+        "results/cifar100.csv"
+    ),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("docs/results.md"),
+) -> None:
+    """Write a page of all results beside the published figures."""
+    from limbeck.cli.recipes import write_results
+
+    write_results(file, out)
+
+
 @app.command(short_help="Versions, devices, disk; and how to mend what is wrong.")
 def doctor(json_: Json = False) -> None:
     """Versions, devices and disk, and the remedy for what is wrong."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any, assert_never
 
 from torch.utils.data import Dataset
@@ -29,6 +30,7 @@ from limbeck.data.randaugment import StrongTable
 from limbeck.data.splits import keep_labels, stratified_split, stratified_subset
 
 __all__ = [
+    "CIFAR_NORMALIZATION",
     "VIEWS",
     "AugmentConfig",
     "DataBundle",
@@ -54,19 +56,22 @@ __all__ = [
 ]
 
 # Of the official training images, as the benchmark codes have them. Kept to four decimals.
-_CIFAR_NORMALIZATION = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-}
+CIFAR_NORMALIZATION = MappingProxyType(
+    {
+        "cifar10": Normalization(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
+        "cifar100": Normalization(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)),
+    }
+)
 
 
 def build_data(config: DataConfig, *, seed: int) -> DataBundle:
     """The data set that the settings name, split and ready.
 
-    In this order: a share of the training images (``fraction``), the validation split of those,
-    the labels that are kept (``num_labels``, of the rest alone). All three are chosen by
-    ``split_seed``, or by ``seed`` where that is None. The test images are fixed. Mean and
-    deviation are those of all training images before any of this, so that no seed changes them.
+    In this order: some of the classes (``num_classes``), a share of the training images
+    (``fraction``), the validation split of those, the labels that are kept (``num_labels``, of the
+    rest alone). The last three are chosen by ``split_seed``, or by ``seed`` where that is None.
+    The test images are fixed. Mean and deviation are those of all training images before any of
+    this, so that no seed changes them.
 
     Args:
         config: which data and what becomes of them.
@@ -115,6 +120,8 @@ def bundle_from_datasets(
 def _split(loaded: DataBundle, config: DataConfig, seed: int) -> DataBundle:
     """The bundle after fraction, validation split and hidden labels."""
     split_seed = seed if config.split_seed is None else config.split_seed
+    if config.num_classes is not None:
+        loaded = _first_classes(loaded, config.num_classes)
     train, val = loaded.train, loaded.val
     if config.fraction < 1:
         train = train.subset(stratified_subset(train.labels, config.fraction, seed=split_seed))
@@ -126,6 +133,25 @@ def _split(loaded: DataBundle, config: DataConfig, seed: int) -> DataBundle:
     if config.labelled_only:
         train = train.subset((train.labels != UNLABELLED).nonzero().flatten())
     return dataclasses.replace(loaded, train=train, val=val)
+
+
+def _first_classes(loaded: DataBundle, count: int) -> DataBundle:
+    if count > loaded.num_classes:
+        raise DataError(
+            f"data.num_classes wants the first {count} classes; {loaded.name} has "
+            f"{loaded.num_classes}"
+        )
+
+    def part(source: ImageSource) -> ImageSource:
+        chosen = source.subset((source.labels < count).nonzero().flatten())
+        return chosen.with_labels(chosen.labels, source.class_names[:count])
+
+    return dataclasses.replace(
+        loaded,
+        train=part(loaded.train),
+        val=None if loaded.val is None else part(loaded.val),
+        test=None if loaded.test is None else part(loaded.test),
+    )
 
 
 def _load(config: DataConfig) -> DataBundle:
@@ -167,9 +193,8 @@ def _bundle(
     test: ImageSource | None,
     notes: tuple[str, ...] = (),
 ) -> DataBundle:
-    if config.dataset in _CIFAR_NORMALIZATION and train.num_channels == 3:
-        mean, std = _CIFAR_NORMALIZATION[config.dataset]
-        normalization = Normalization(mean=mean, std=std)
+    if config.dataset in CIFAR_NORMALIZATION and train.num_channels == 3:
+        normalization = CIFAR_NORMALIZATION[config.dataset]
     else:
         normalization = measure_normalization(train)
     return DataBundle(

@@ -38,6 +38,8 @@ class DataConfig(Settings):
         val_fraction: share of the training images held out, stratified, chosen by seed; not
             used where the data brings its own "val" folder.
         split_seed: None splits by the run's seed.
+        num_classes: only the first so many classes, in the data's order, in every split; None
+            takes all.
         fraction: share of the training images used at all, stratified; 1 uses all.
         num_labels: training images whose label is kept, stratified; the others become
             unlabelled (-1). None keeps all.
@@ -51,6 +53,7 @@ class DataConfig(Settings):
     in_chans: Literal[1, 3] | None = None
     val_fraction: float = Field(0.1, ge=0, lt=1)
     split_seed: int | None = None
+    num_classes: int | None = Field(None, ge=2)
     fraction: float = Field(1.0, gt=0, le=1)
     num_labels: PositiveInt | None = None
     labelled_only: bool = False

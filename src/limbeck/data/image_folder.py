@@ -124,9 +124,9 @@ class LazyImages:
             labels=self.labels[positions],
         )
 
-    def with_labels(self, labels: Tensor) -> LazyImages:
-        """The same pictures under other labels ``(N,)``."""
-        return dataclasses.replace(self, labels=labels)
+    def with_labels(self, labels: Tensor, class_names: tuple[str, ...] | None = None) -> LazyImages:
+        """The same pictures under other labels ``(N,)``, of other classes where they are given."""
+        return dataclasses.replace(self, labels=labels, class_names=class_names or self.class_names)
 
     def gather(self, index: Tensor) -> Tensor:
         """Read and decode the pictures at ``index (B,)``: uint8 ``(B, C, H, W)``.

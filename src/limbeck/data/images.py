@@ -68,8 +68,10 @@ class ImageSource(Protocol):
         """The images at ``positions`` alone, in that order."""
         ...
 
-    def with_labels(self, labels: Tensor) -> ImageSource:
-        """The same images under other labels ``(N,)``."""
+    def with_labels(
+        self, labels: Tensor, class_names: tuple[str, ...] | None = None
+    ) -> ImageSource:
+        """The same images under other labels ``(N,)``, of other classes where they are given."""
         ...
 
     def gather(self, index: Tensor) -> Tensor:
@@ -145,9 +147,9 @@ class ImageSet:
             self, images=self.images[positions], labels=self.labels[positions]
         )
 
-    def with_labels(self, labels: Tensor) -> ImageSet:
-        """The same images under other labels ``(N,)``."""
-        return dataclasses.replace(self, labels=labels)
+    def with_labels(self, labels: Tensor, class_names: tuple[str, ...] | None = None) -> ImageSet:
+        """The same images under other labels ``(N,)``, of other classes where they are given."""
+        return dataclasses.replace(self, labels=labels, class_names=class_names or self.class_names)
 
     def gather(self, index: Tensor) -> Tensor:
         """The images at ``index (B,)``, on the device of :attr:`images`: ``(B, C, H, W)``."""

@@ -1,9 +1,7 @@
 """CIFAR-100 by feature knowledge: the settings behind each published pair of networks.
 
-The recipe that all share is in :mod:`limbeck.recipes.cifar100_output`; what a method's authors do
-otherwise is in its table. The numbers of RepDistiller are of the last epoch; CAT-KD's, WKD's and
-mdistiller's are of the best one on the test images, about 0.3 percentage points above the last;
-these runs report the last.
+The recipe that all share is in :mod:`limbeck.recipes.published`; what a method's authors do
+otherwise is in its table.
 
 Sources: RepDistiller's scripts (FitNet in one stage, AT, VID, CRD), which name one setting for all
 pairs; SimKD's scripts; mdistiller's YAML files (OFD); CAT-KD's and WKD's YAML files; ReviewKD's
@@ -14,30 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
-from limbeck.recipes.cifar100_output import (
-    OTHER_STYLE,
-    SAME_STYLE,
-    SLOW_STUDENTS,
-    Published,
-    published_run,
-)
-from limbeck.runs.config import RunConfig
+from limbeck.recipes.published import Published, Table, everywhere, is_slow
 
-__all__ = ["PUBLISHED_FEATURE", "cifar100_feature"]
-
-_Table = dict[str, Published]
+__all__ = ["FEATURE"]
 
 
-def _everywhere(method: str, **settings: Any) -> _Table:  # noqa: ANN401  (as the method has them)
-    """One setting for all pairs."""
-    return {
-        pair: Published(method=method, settings=settings) for pair in (*SAME_STYLE, *OTHER_STYLE)
-    }
-
-
-def _cat_kd() -> _Table:
+def _cat_kd() -> Table:
     """Weight, pooled size, and whether the maps are normalised."""
     values = {
         "resnet56 -> resnet20": (0.7, 2, False),
@@ -61,7 +43,7 @@ def _cat_kd() -> _Table:
     }
 
 
-def _cat_maps() -> _Table:
+def _cat_maps() -> Table:
     """Class maps alone, without a label: weight, and further settings."""
     same, smaller = "resnet32x4 -> resnet32x4", "resnet32x4 -> resnet8x4"
     lowest = {"num_kept_classes": 75, "kept_classes": "lowest"}
@@ -74,7 +56,7 @@ def _cat_maps() -> _Table:
     }
 
 
-def _reviewkd() -> _Table:
+def _reviewkd() -> Table:
     """Weight; larger batches at twice the rate, with Nesterov's momentum."""
     values = {
         "wrn_40_2 -> wrn_16_2": 5.0,
@@ -90,7 +72,7 @@ def _reviewkd() -> _Table:
         pair: Published(
             method="reviewkd",
             settings={"review_weight": weight},
-            lr=0.02 if pair.endswith(SLOW_STUDENTS) else 0.1,
+            lr=0.02 if is_slow(pair) else 0.1,
             nesterov=True,
             batch_size=128,
         )
@@ -98,7 +80,7 @@ def _reviewkd() -> _Table:
     }
 
 
-def _wkd_feature() -> _Table:
+def _wkd_feature() -> Table:
     """Weight, gamma and cells; with Nesterov's momentum."""
     values = {
         "resnet32x4 -> resnet8x4": (0.08, 4.0, 1),
@@ -114,50 +96,18 @@ def _wkd_feature() -> _Table:
     }
 
 
-PUBLISHED_FEATURE: Final[Mapping[str, Mapping[str, Published]]] = MappingProxyType(
+FEATURE: Final[Mapping[str, Mapping[str, Published]]] = MappingProxyType(
     {
-        "at": _everywhere("at", pairing="depth"),  # as their lists are
+        "at": everywhere("at", pairing="depth"),  # as their lists are
         "cat_kd": _cat_kd(),
         "cat_maps": _cat_maps(),
-        "crd": _everywhere("crd"),
-        "crd_kd": _everywhere("crd", kd_weight=1.0),
-        "fitnet_one_stage": _everywhere("fitnet_one_stage"),
-        "ofd": _everywhere("ofd"),
+        "crd": everywhere("crd"),
+        "crd_kd": everywhere("crd", kd_weight=1.0),
+        "fitnet_one_stage": everywhere("fitnet_one_stage"),
+        "ofd": everywhere("ofd"),
         "reviewkd": _reviewkd(),
-        "simkd": _everywhere("simkd"),
-        "vid": _everywhere("vid"),
+        "simkd": everywhere("simkd"),
+        "vid": everywhere("vid"),
         "wkd_feature": _wkd_feature(),
     }
 )
-
-
-def cifar100_feature(
-    recipe: str, pair: str, *, teacher_checkpoint: str, data_dir: str, seed: int = 0
-) -> RunConfig:
-    """The run that a published number stands for.
-
-    Args:
-        recipe: a name in :data:`PUBLISHED_FEATURE`.
-        pair: ``"teacher -> student"`` in that table.
-        teacher_checkpoint: the teacher's published weights, converted.
-        data_dir: where CIFAR-100 lies.
-        seed: of the run.
-
-    Raises:
-        UnknownNameError: if there is no such recipe, or nobody published that pair by it.
-
-    Example:
-        >>> run = cifar100_feature(
-        ...     "cat_kd", "vgg13 -> vgg8", teacher_checkpoint="t.safetensors", data_dir="data"
-        ... )
-        >>> run.method["cat_weight"], run.train.batch_size
-        (4.5, 64)
-    """
-    return published_run(
-        PUBLISHED_FEATURE,
-        recipe,
-        pair,
-        teacher_checkpoint=teacher_checkpoint,
-        data_dir=data_dir,
-        seed=seed,
-    )

@@ -40,6 +40,7 @@ __all__ = [
     "check_data",
     "check_finished",
     "is_done",
+    "run_or_resume",
     "tasks_of",
 ]
 
@@ -160,7 +161,7 @@ def carry_out(
         assert config.teacher_training is not None
         run = on_device(config.teacher_training, device)
         parts = prepare_parts(run, typed=typed, data=data.get(run))
-        return _run(run, folder.teacher, parts, observer)
+        return run_or_resume(run, folder.teacher, parts, observer)
     assert task.label is not None
     if task.kind == "tune":
         return _tune(folder, config, task.label, device, typed, data, observer)
@@ -169,7 +170,7 @@ def carry_out(
     parts = prepare_parts(run, typed=typed, data=data.get(run))
     check_data(record, task.label, parts.data)
     parts = dataclasses.replace(parts, beside=_beside(folder, config, parts, typed))
-    return _run(run, folder.run(task.label, task.seed), parts, observer)
+    return run_or_resume(run, folder.run(task.label, task.seed), parts, observer)
 
 
 def check_finished(folder: ComparisonFolder, record: ComparisonRecord, task: Task) -> None:
@@ -247,7 +248,7 @@ def _tune(
         without_test = dataclasses.replace(data.get(run), test=None)
         try:
             parts = prepare_parts(run, typed=typed, data=without_test)
-            return _run(run, place, parts, observer)
+            return run_or_resume(run, place, parts, observer)
         except NonFiniteError as error:
             RunFolder(place).write_json(failed, {"reason": str(error)})
             raise
@@ -257,8 +258,15 @@ def _tune(
     return tuned
 
 
-def _run(config: RunConfig, place: Path, parts: Parts, observer: Observer | None) -> RunSummary:
-    """Start a run, go on with it, or read its summary; but never another run's."""
+def run_or_resume(
+    config: RunConfig, place: Path, parts: Parts, observer: Observer | None
+) -> RunSummary:
+    """Start a run, go on with it, or read its summary; but never another run's.
+
+    Raises:
+        RunFolderError: if ``place`` holds another run, or one of another version of the code.
+        LimbeckError: for anything else the user can mend.
+    """
     clear_stillborn(place)
     folder = RunFolder(place)
     if not folder.config.exists():
@@ -281,7 +289,7 @@ def _check_same_run(place: Path, config: RunConfig, *hashes: tuple[str, str | No
         differing += [name for name, value in hashes if summary.get(name) != value]
     if differing:
         raise RunFolderError(
-            f"{place} holds another run than this comparison's; what differs: "
+            f"{place} holds another run than the one wanted here; what differs: "
             f"{'; '.join(differing)}. Move it elsewhere"
         )
 

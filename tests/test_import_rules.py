@@ -34,7 +34,16 @@ ALLOWED = {
         "teacher",
     ),
     "recipes": ("core", "data", "engine", "methods", "models", "runs"),
-    "analysis": ("core", "data", "metrics", "models", "reports"),
+    "analysis": (
+        "core",
+        "data",
+        "features",
+        "functional",
+        "layers",
+        "metrics",
+        "models",
+        "reports.statistics",
+    ),
     # Metrics of numpy alone: reports judge saved logits with what judged them during the run.
     "reports": (
         "core.errors",

@@ -61,6 +61,12 @@ def train(*arguments):
 
 
 @pytest.fixture(scope="session")
+def finished():
+    """``finished(*arguments)``: a command that must succeed, said nothing of."""
+    return train
+
+
+@pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     """A folder with two finished runs: "teacher", and "student" that it taught by KD."""
     folder = tmp_path_factory.mktemp("runs")

@@ -483,6 +483,54 @@ def results(
     write_results(file, out)
 
 
+@app.command(short_help="What was distilled? Students beside their teacher.")
+def analyse(
+    run: Annotated[Path, typer.Argument(help="A comparison's folder, or a run's.")],
+    method: Annotated[
+        str | None, typer.Option("--method", help="Row of a comparison.  [default: the first]")
+    ] = None,
+    independent: Annotated[
+        list[Path] | None,
+        typer.Option("--independent", help="A run that the teacher did not teach; repeatable."),
+    ] = None,
+    experiments: Annotated[
+        str | None, typer.Option("--experiments", metavar="A,B", help="Some of them.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The quick ones, fewer images.")] = False,
+    images: Annotated[
+        int | None, typer.Option("--images", min=1, help="Test images.  [default: 5000, quick 500]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="[default: RUN/analysis/METHOD]")
+    ] = None,
+    device: Device = "auto",
+    student: StudentModel = None,
+    teacher: TeacherModel = None,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Ask what a teacher passed on: agreement, boundaries, invariances, robustness and more.
+
+    Each answer stands beside that of an independent student, of the same architecture and without
+    the teacher. What is there already is not asked again.
+    """
+    from limbeck.cli.analyse import analyse_runs
+
+    analyse_runs(
+        run,
+        method=method,
+        independent=independent or [],
+        experiments=experiments,
+        quick=quick,
+        num_images=images,
+        out=out,
+        device=device,
+        typed=_given(student, teacher),
+        as_json=json_,
+        quiet=quiet,
+    )
+
+
 @app.command(short_help="Versions, devices, disk; and how to mend what is wrong.")
 def doctor(json_: Json = False) -> None:
     """Versions, devices and disk, and the remedy for what is wrong."""

@@ -1,0 +1,17 @@
+"""What was distilled? One question per file, asked of finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from limbeck.analysis.agreement import FIDELITY
+from limbeck.analysis.base import Experiment
+
+__all__ = ["EXPERIMENTS"]
+
+# In the order of the report.
+EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
+    {experiment.key: experiment for experiment in (FIDELITY,)}
+)

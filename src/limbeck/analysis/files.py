@@ -1,0 +1,113 @@
+"""Findings as files: one JSON of every number for each experiment, and its pictures beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from limbeck.analysis.base import Contrast, Finding, Reading
+
+__all__ = ["is_finished", "write_finding"]
+
+
+def write_finding(finding: Finding, folder: Path, *, inputs: str) -> Path:
+    """Write ``KEY.json``, after its pictures, so that a finding is there whole or not at all.
+
+    Args:
+        finding: from :func:`~limbeck.analysis.base.examine`.
+        folder: made if it is not there.
+        inputs: a hash of what it was asked of; see :func:`is_finished`.
+
+    Returns:
+        The JSON file.
+    """
+    experiment, measured = finding.experiment, finding.measured
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for picture in () if measured is None else measured.pictures:
+        svg = picture.svg is not None
+        name = f"{experiment.key}-{picture.name}.{'svg' if svg else 'png'}"
+        content = picture.svg.encode() if picture.svg is not None else picture.png or b""
+        _replace(folder / name, content)
+        pictures.append({"file": name, "caption": picture.caption, "alt": picture.alt})
+    values: dict[str, Any] = {
+        "key": experiment.key,
+        "title": experiment.title,
+        "question": experiment.question,
+        "source": experiment.source,
+        "inputs": inputs,
+        "skipped": finding.skipped,
+        "seconds": round(finding.seconds, 3),
+        "readings": [],
+        "pictures": pictures,
+    }
+    if measured is not None:
+        values["readings"] = [
+            _numbers(reading, found)
+            for reading, found in zip(measured.readings, finding.contrasts, strict=True)
+        ]
+        values["tables"] = {title: list(map(list, rows)) for title, rows in measured.tables.items()}
+        values["notes"] = list(measured.notes)
+        values["settings"] = dict(measured.settings)
+    path = folder / f"{experiment.key}.json"
+    _replace(path, json.dumps(values, indent=1, allow_nan=False).encode())
+    return path
+
+
+def is_finished(folder: Path, key: str, *, inputs: str) -> bool:
+    """Whether an experiment's finding is there, and is of the same networks, images and settings.
+
+    A skipped one counts; a damaged file does not.
+    """
+    try:
+        values = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
+        return bool(values["inputs"] == inputs)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _numbers(reading: Reading, found: Contrast) -> dict[str, Any]:
+    means = {
+        kind: {str(seed): _number(np.mean(values)) for seed, values in by_seed.items()}
+        for kind, by_seed in (
+            ("independent", reading.independent),
+            ("distilled", reading.distilled),
+        )
+    }
+    return {
+        "name": reading.name,
+        "items": reading.items,
+        "unit": reading.unit,
+        "nearer": reading.nearer,
+        "chance": reading.chance,
+        "teacher": reading.teacher,
+        "independent_by_seed": means["independent"],
+        "distilled_by_seed": means["distilled"],
+        "independent": _number(found.independent),
+        "distilled": _number(found.distilled),
+        "difference": _number(found.difference),
+        "seed_interval": None
+        if found.seed_interval is None
+        else [_number(end) for end in found.seed_interval],
+        "item_interval": [_number(end) for end in found.item_interval],
+        "num_seeds": found.num_seeds,
+        "num_items": found.num_items,
+        "verdict": found.verdict,
+        "sentence": found.sentence,
+    }
+
+
+def _number(value: float | np.floating[Any]) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)

@@ -1,0 +1,241 @@
+"""``analyse``: what was distilled into a finished student?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from limbeck.analysis import EXPERIMENTS
+from limbeck.analysis.base import Case, Experiment, Subject, examine
+from limbeck.analysis.files import is_finished, write_finding
+from limbeck.cli.terminal import make_console, printable, printable_lines
+from limbeck.core.errors import DataError, RunFolderError, UnknownNameError
+from limbeck.data import build_data
+from limbeck.engine.distributed import pick_device
+from limbeck.runs.compare import BASELINE
+from limbeck.runs.comparison import COMPARISON_FILE, ComparisonFolder
+from limbeck.runs.config import RunConfig
+from limbeck.runs.folder import RunFolder, read_json
+from limbeck.runs.networks import NamedNetwork, StudentCard, build_teacher, load_student
+from limbeck.runs.provenance import sources_hash
+from limbeck.runs.summary import RunSummary, read_summary
+
+__all__ = ["analyse_runs"]
+
+_QUICK_IMAGES = 500
+_MOST_IMAGES = 5000
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Run folders by seed, and the place that they belong to."""
+
+    distilled: dict[int, Path]
+    independent: dict[int, Path]
+    method: str
+
+
+def analyse_runs(
+    place: Path,
+    *,
+    method: str | None,
+    independent: Sequence[Path],
+    experiments: str | None,
+    quick: bool,
+    num_images: int | None,
+    out: Path | None,
+    device: str,
+    typed: Collection[str],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Ask every experiment of a comparison or a run, and write what each finds.
+
+    What is there already, of the same networks, images and settings, is not asked again.
+
+    Args:
+        place: a comparison's folder or a run's.
+        method: which row of a comparison; None takes the first.
+        independent: runs of students that the teacher did not teach; empty finds them in the
+            comparison.
+        experiments: names with commas; None takes all, or the quick ones.
+        quick: the quick selection, of fewer images.
+        num_images: of the test split; None is a sensible number.
+        out: where findings go; None is ``analysis/METHOD`` within ``place``.
+        device: where to compute.
+        typed: names of models that stand on the command line; these alone may run code.
+        as_json: print one JSON object a line, one for each experiment.
+        quiet: print errors alone.
+    """
+    wanted = _experiments(experiments, quick=quick)
+    chosen = _choose(place, method, independent)
+    wanted_images = num_images or (_QUICK_IMAGES if quick else _MOST_IMAGES)
+    case, facts = _open_case(
+        chosen, typed=typed, device=device, quick=quick, num_images=wanted_images
+    )
+    folder = out or place / "analysis" / chosen.method
+    inputs = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    console = make_console(quiet=quiet or as_json)
+    console.print(
+        printable(
+            f"{case.teacher.name} taught {len(case.distilled)} students by {case.method}; "
+            f"{len(case.independent)} independent ones; {len(case.images):,} test images"
+        )
+    )
+    for number, experiment in enumerate(wanted, 1):
+        path = folder / f"{experiment.key}.json"
+        if not is_finished(folder, experiment.key, inputs=inputs):
+            console.print(f"{number}/{len(wanted)} {experiment.title} ...", style="dim")
+            finding = examine(experiment, case, clock=time.monotonic)
+            path = write_finding(finding, folder, inputs=inputs)
+        found = read_json(path)
+        if as_json:
+            print(json.dumps(found), flush=True)  # noqa: T201
+            continue
+        console.print(f"{experiment.title}: {experiment.question}", style="bold")
+        if found["skipped"] is not None:
+            console.print(printable_lines(f"  not asked: {found['skipped']}"))
+        for reading in found["readings"]:
+            console.print(printable_lines(f"  {reading['sentence']}"))
+    console.print(printable(str(folder)))
+
+
+def _experiments(names: str | None, *, quick: bool) -> tuple[Experiment, ...]:
+    if names is None:
+        return tuple(e for e in EXPERIMENTS.values() if e.quick or not quick)
+    for name in names.split(","):
+        if name not in EXPERIMENTS:
+            raise UnknownNameError("experiment", name, EXPERIMENTS)
+    return tuple(EXPERIMENTS[name] for name in dict.fromkeys(names.split(",")))
+
+
+def _choose(place: Path, method: str | None, independent: Sequence[Path]) -> _Chosen:
+    """The run folders to load."""
+    given = {_seed(path): path for path in independent}
+    if len(given) < len(independent):
+        raise RunFolderError("two of the independent runs have one seed; give each once")
+    if (place / COMPARISON_FILE).is_file():
+        folder = ComparisonFolder(place)
+        rows = folder.read().settings.contenders
+        methods = [label for label, row in rows.items() if row.role == "method"]
+        label = method or (methods[0] if methods else "")
+        if label not in methods:
+            raise UnknownNameError("method of the comparison", label, methods)
+        seeds = folder.read().settings.seeds
+        return _Chosen(
+            {seed: path for seed in seeds if _is_finished(path := folder.run(label, seed))},
+            given
+            or {seed: path for seed in seeds if _is_finished(path := folder.run(BASELINE, seed))},
+            label,
+        )
+    if method is not None:
+        raise RunFolderError(f"--method is for a comparison's folder; {place} has none")
+    summary = read_summary(place)
+    above = ComparisonFolder(place.resolve().parent.parent)
+    beside = above.run(BASELINE, summary.seed)
+    if not given and above.exists and _is_finished(beside):
+        given = {summary.seed: beside}
+    return _Chosen({summary.seed: place}, given, summary.method)
+
+
+def _seed(run: Path) -> int:
+    return read_summary(run).seed
+
+
+def _is_finished(run: Path) -> bool:
+    return RunFolder(run).summary.exists()
+
+
+def _open_case(
+    chosen: _Chosen, *, typed: Collection[str], device: str, quick: bool, num_images: int
+) -> tuple[Case, dict[str, object]]:
+    """The networks and images; and what the findings depend on, for their hash."""
+    first = next(iter(chosen.distilled.values()), None)
+    if first is None:
+        raise RunFolderError("no run of this method has finished; continue the comparison first")
+    config = RunConfig.read(read_json(RunFolder(first).config))
+    if config.teacher is None:
+        raise RunFolderError(f"{first} had no teacher; analyse the run of a distilled student")
+    summary = read_summary(first)
+    card: StudentCard | None = None
+    students: dict[str, dict[int, Subject]] = {}
+    hashes: dict[str, str] = {}
+    for kind in ("distilled", "independent"):
+        students[kind] = {}
+        for seed, path in getattr(chosen, kind).items():
+            named, own = load_student(path, typed=typed)
+            other = read_summary(path)
+            card = card or own
+            _check_alike(first, card, summary, path, own, other)
+            students[kind][seed] = _subject(named, f"{kind} student, seed {seed}")
+            hashes[f"{kind} {seed}"] = other.student_hash
+    data = build_data(config.data, seed=config.seed)
+    if data.test is None:
+        raise DataError(
+            f"{config.data.dataset} has no test images; an analysis is of images that nobody "
+            "learnt from"
+        )
+    teacher = build_teacher(config.teacher, data, typed=typed)
+    images = data.test
+    if len(images) > num_images:
+        drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        images = images.subset(drawn[:num_images].sort().values)
+    case = Case(
+        teacher=_subject(teacher, f"teacher {teacher.name}"),
+        distilled=students["distilled"],
+        independent=students["independent"],
+        images=images.gather(torch.arange(len(images))),
+        labels=images.labels,
+        class_names=images.class_names,
+        method=chosen.method,
+        quick=quick,
+        batch_size=config.train.eval_batch_size,
+        device=pick_device(device),
+    )
+    facts: dict[str, object] = {
+        "students": hashes,
+        "teacher": summary.teacher_hash,
+        "images": images.fingerprint(),
+        "quick": quick,
+        "code": sources_hash(),
+    }
+    return case, facts
+
+
+def _subject(named: NamedNetwork, name: str) -> Subject:
+    return Subject(
+        name=name,
+        network=named.network,
+        normalization=named.normalization,
+        classes=named.classes,
+    )
+
+
+def _check_alike(
+    first: Path,
+    card: StudentCard,
+    summary: RunSummary,
+    path: Path,
+    own: StudentCard,
+    other: RunSummary,
+) -> None:
+    """Refuse a run whose student cannot be held against the first one's."""
+    differing = [
+        what
+        for what, one, two in (
+            ("the network", card.model, own.model),
+            ("the classes or their order", card.class_names, own.class_names),
+            ("the test images", summary.split_hashes.get("test"), other.split_hashes.get("test")),
+        )
+        if one != two
+    ]
+    if differing:
+        raise RunFolderError(
+            f"{path} cannot be held against {first}; what differs: {', '.join(differing)}"
+        )

@@ -8,10 +8,11 @@ from typing import Final
 
 from limbeck.analysis.agreement import FIDELITY
 from limbeck.analysis.base import Experiment
+from limbeck.analysis.boundaries import BOUNDARIES
 
 __all__ = ["EXPERIMENTS"]
 
 # In the order of the report.
 EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
-    {experiment.key: experiment for experiment in (FIDELITY,)}
+    {experiment.key: experiment for experiment in (BOUNDARIES, FIDELITY)}
 )

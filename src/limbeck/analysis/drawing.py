@@ -1,0 +1,74 @@
+"""Small pictures for the report: a table of panels, as PNG."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+
+import matplotlib.style
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+__all__ = ["CLASS_COLOURS", "panels_png"]
+
+# Twelve colours that differ in lightness as well as hue; more classes begin again.
+CLASS_COLOURS = ListedColormap(
+    [
+        "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+        "#999999", "#44AA99", "#882255", "#DDCC77",
+    ]
+)  # fmt: skip
+_PANEL = 1.35  # inches
+
+
+def panels_png(
+    rows: Sequence[Sequence[NDArray[np.generic]]],
+    *,
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    marks: Sequence[NDArray[np.float64]] | None = None,
+    classes: bool = False,
+) -> bytes:
+    """A table of pictures.
+
+    Args:
+        rows: of panels: ``(H, W)`` or ``(H, W, 3)`` in [0, 1]; or, with ``classes``, integers.
+        row_names: one for each row.
+        column_names: one for each column.
+        marks: points to mark in every panel of a column, ``(n, 2)`` as (x, y) in pixels.
+        classes: panels are class numbers, drawn in :data:`CLASS_COLOURS`.
+
+    Returns:
+        The file's bytes.
+    """
+    with matplotlib.style.context(["default", {"text.parse_math": False, "font.size": 8}]):
+        size = (1.0 + _PANEL * len(column_names), 0.4 + _PANEL * len(rows))
+        figure = Figure(figsize=size, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        grid = figure.subplots(len(rows), len(column_names), squeeze=False)
+        for axes_row, panels, row_name in zip(grid, rows, row_names, strict=True):
+            for column, (axes, panel) in enumerate(zip(axes_row, panels, strict=True)):
+                shown = panel % CLASS_COLOURS.N if classes else panel
+                axes.imshow(
+                    shown,
+                    cmap=CLASS_COLOURS if classes else "gray",
+                    vmin=0,
+                    vmax=CLASS_COLOURS.N - 1 if classes else 1,
+                    interpolation="nearest",
+                )
+                if marks is not None:
+                    axes.plot(*marks[column].T, "o", color="white", mec="black", ms=4)
+                axes.set_xticks([])
+                axes.set_yticks([])
+            axes_row[0].set_ylabel(row_name)
+        for axes, name in zip(grid[0], column_names, strict=True):
+            axes.set_title(name)
+        file = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            canvas.print_figure(file, format="png", dpi=90)
+    return file.getvalue()

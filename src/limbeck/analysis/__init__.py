@@ -9,10 +9,19 @@ from typing import Final
 from limbeck.analysis.agreement import FIDELITY
 from limbeck.analysis.base import Experiment
 from limbeck.analysis.boundaries import BOUNDARIES
+from limbeck.analysis.invariance import COLOUR_CONSTANCY, INVARIANCE
 
 __all__ = ["EXPERIMENTS"]
 
 # In the order of the report.
 EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
-    {experiment.key: experiment for experiment in (BOUNDARIES, FIDELITY)}
+    {
+        experiment.key: experiment
+        for experiment in (
+            FIDELITY,
+            BOUNDARIES,
+            INVARIANCE,
+            COLOUR_CONSTANCY,
+        )
+    }
 )

@@ -449,6 +449,8 @@ def _sentence(reading: Reading, found: Contrast) -> str:
         "cannot tell": "No difference can be told",
     }[found.verdict]
     chance = "" if reading.chance is None else f"; chance {value(reading.chance)}{unit}"
+    if reading.teacher is not None:
+        chance += f"; the teacher {value(reading.teacher)}{unit}"
     return (
         f"{said}: {reading.name} {value(found.distilled)}{unit}, of the independent student "
         f"{value(found.independent)}{unit}{chance}; difference "

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from limbeck.analysis.adversarial import ADVERSARIAL
 from limbeck.analysis.agreement import FIDELITY
 from limbeck.analysis.base import Experiment
 from limbeck.analysis.boundaries import BOUNDARIES
 from limbeck.analysis.invariance import COLOUR_CONSTANCY, INVARIANCE
+from limbeck.analysis.localisation import LOCALISATION
 
 __all__ = ["EXPERIMENTS"]
 
@@ -20,6 +22,8 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
         for experiment in (
             FIDELITY,
             BOUNDARIES,
+            LOCALISATION,
+            ADVERSARIAL,
             INVARIANCE,
             COLOUR_CONSTANCY,
         )

@@ -1,5 +1,6 @@
 """What every method promises, checked for every row of the table and each of its stages."""
 
+import dataclasses
 import importlib
 import inspect
 import json
@@ -208,6 +209,29 @@ def test_unlabelled_images_are_finite(world, unlabelled):
     terms = check_finite(world, make_batch(world.stage, 8, unlabelled=unlabelled))
     if unlabelled == 8 and "ce" in terms.parts:
         assert terms.parts["ce"] == 0
+
+
+ONE_LABEL = {"CRD", "DKD", "WKDLogit"}  # which read a label beside the cross-entropy
+
+
+def test_mixed_images_are_taken_with_both_their_labels_or_refused(world):
+    """Where they are taken, it does not matter which label is called the other."""
+    name = world.stage.method.__name__
+    assert world.stage.method.takes_mixed is (name not in ONE_LABEL)
+    share = torch.linspace(0, 1, 8)
+    other = world.batch.label.roll(1)
+    mixed = dataclasses.replace(world.batch, other_label=other, label_share=share)
+    if name in ONE_LABEL:
+        with pytest.raises(SettingsError, match=f"{name}' takes one label an image"):
+            world.terms(mixed)
+        return
+    there = world.terms(mixed).total
+    swapped = dataclasses.replace(
+        world.batch, label=other, other_label=world.batch.label, label_share=1 - share
+    )
+    torch.testing.assert_close(world.terms(swapped).total, there)
+    certain = dataclasses.replace(world.batch, other_label=world.batch.label, label_share=share)
+    torch.testing.assert_close(world.terms(certain).total, world.terms().total)
 
 
 def test_equal_images_in_a_batch_are_finite(world):

@@ -35,9 +35,14 @@ def test_a_batch_is_as_long_as_its_images_and_cannot_be_changed():
 
 
 def test_a_moved_batch_takes_everything_along():
-    batch = make_batch(teacher_image=torch.zeros(3, 1, 4, 4))
+    batch = make_batch(
+        teacher_image=torch.zeros(3, 1, 4, 4),
+        other_label=torch.arange(3),
+        label_share=torch.ones(3),
+    )
     moved = batch.to(torch.device("meta"))
     tensors = [moved.index, moved.image, moved.label, moved.teacher_image, *moved.views.values()]
+    tensors += [moved.other_label, moved.label_share]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert make_batch().to(torch.device("cpu")).teacher_image is None
 

@@ -31,6 +31,25 @@ def test_padding_is_not_negative():
         AugmentConfig(crop_padding=-1)
 
 
+def test_mixing_takes_no_negative_alpha_and_no_share_above_one():
+    with pytest.raises(SettingsError) as raised:
+        AugmentConfig(mixup_alpha=-0.1, cutmix_alpha=float("inf"), mix_prob=1.5)
+    assert all(name in str(raised.value) for name in ("mixup_alpha", "cutmix_alpha", "mix_prob"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "mixes"),
+    [
+        ({}, False),
+        ({"mixup_alpha": 0.2}, True),
+        ({"cutmix_alpha": 1.0}, True),
+        ({"cutmix_alpha": 1.0, "mix_prob": 0.0}, False),
+    ],
+)
+def test_images_are_mixed_where_an_alpha_and_the_probability_are_above_zero(fields, mixes):
+    assert AugmentConfig(**fields).mixes is mixes
+
+
 def test_settings_come_back_from_plain_values():
     config = DataConfig(num_labels=50, augment=AugmentConfig(crop_padding=4, flip=True))
     assert DataConfig.read(config.plain()) == config

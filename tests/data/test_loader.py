@@ -6,7 +6,9 @@ import torch
 from limbeck.core.errors import DataError, UnknownNameError
 from limbeck.data.augment import EpochTable
 from limbeck.data.config import AugmentConfig
+from limbeck.data.images import ImageSet
 from limbeck.data.loader import VIEWS, TrainLoader, eval_batches
+from limbeck.data.mixing import MixTable
 from limbeck.data.randaugment import StrongTable
 
 AUGMENT = AugmentConfig(crop_padding=1, flip=True)
@@ -223,3 +225,121 @@ def test_on_an_accelerator_batches_are_those_of_the_host(make_images):
         batches = list(loader.epoch(0))
         assert {batch.image.device.type for batch in batches} == {"cuda"}
         assert_same([batch.to(torch.device("cpu")) for batch in batches], expected)
+
+
+# -- mixed images --------------------------------------------------------------------------------
+
+MIXED = AugmentConfig(crop_padding=1, flip=True, mixup_alpha=0.5, cutmix_alpha=1.0, mix_prob=0.9)
+
+
+def by_image(loaders, epoch=0):
+    """All that batches say of each image, by its position in the set."""
+    found = {}
+    for loader in loaders:
+        for batch in loader.epoch(epoch):
+            rows = (batch.image, batch.label, batch.other_label, batch.label_share)
+            rows += tuple(batch.views.values())
+            found |= {i: row for i, *row in zip(batch.index.tolist(), *rows, strict=True)}
+    return found
+
+
+def assert_equal_images(found, expected):
+    assert found.keys() <= expected.keys()
+    for position, rows in found.items():
+        assert all(torch.equal(a, b) for a, b in zip(rows, expected[position], strict=True))
+
+
+def test_an_image_is_mixed_with_the_one_beside_it_in_the_epochs_order(make_images):
+    images = make_images(24)
+    plain = {
+        int(i): image
+        for batch in loader_of(images).epoch(2)
+        for i, image in zip(batch.index, batch.image, strict=True)
+    }
+    mix = MixTable.draw(MIXED, 24, (6, 5), seed=0, epoch=2)
+    for batch in loader_of(images, augment=MIXED).epoch(2):
+        beside = batch.index.reshape(-1, 2).flip(1).flatten()
+        assert torch.equal(batch.label, images.labels[batch.index])
+        assert torch.equal(batch.other_label, images.labels[beside])
+        assert torch.equal(batch.label_share, mix.shares[batch.index])
+        for row, (own, other) in enumerate(zip(batch.index, beside, strict=True)):
+            pair = plain[int(own)][None], plain[int(other)][None]
+            assert torch.equal(batch.image[row], mix.apply(*pair, own[None])[0])
+
+
+def test_without_a_mixture_a_batch_has_one_label_an_image(make_images):
+    for augment in (AUGMENT, AugmentConfig(mixup_alpha=1.0, mix_prob=0.0)):
+        for batch in loader_of(make_images(9), augment=augment).epoch(0):
+            assert batch.other_label is None
+            assert batch.label_share is None
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [2, 3, 5])
+def test_neither_batch_size_nor_processes_change_a_mixed_image(make_images, batch_size, world_size):
+    images = make_images(31)
+    expected = by_image([loader_of(images, augment=MIXED, batch_size=31, views=VIEWS)])
+    ranks = [
+        loader_of(
+            images,
+            augment=MIXED,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            views=VIEWS,
+        )
+        for rank in range(world_size)
+    ]
+    assert_equal_images(by_image(ranks), expected)
+
+
+@pytest.mark.parametrize("start", [1, 4, 7])
+def test_mixed_batches_can_start_late(make_images, start):
+    loader = loader_of(make_images(23), augment=MIXED, batch_size=3)
+    whole = list(loader.epoch(1))
+    late = list(loader.epoch(1, start))
+    assert_same(late, whole[start:])
+    for ours, theirs in zip(late, whole[start:], strict=True):
+        assert torch.equal(ours.other_label, theirs.other_label)
+        assert torch.equal(ours.label_share, theirs.label_share)
+
+
+def test_views_are_mixed_like_the_image(make_images):
+    """Without random changes of its own, the second view is the image itself."""
+    augment = AugmentConfig(mixup_alpha=0.5, cutmix_alpha=1.0)
+    for batch in loader_of(make_images(12), augment=augment, views=["second"]).epoch(0):
+        assert torch.equal(batch.views["second"], batch.image)
+        assert (batch.label_share < 1).any()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_in_files_are_mixed_the_same(lazy, workers):
+    in_memory = ImageSet(
+        images=lazy.gather(torch.arange(6)), labels=lazy.labels, class_names=lazy.class_names
+    )
+    read = loader_of(lazy, augment=MIXED, batch_size=3, workers=workers)
+    assert_equal_images(
+        by_image([read]), by_image([loader_of(in_memory, augment=MIXED, batch_size=3)])
+    )
+
+
+@pytest.mark.parametrize(("batch_size", "most"), [(4, 4), (3, 5)])
+def test_a_partner_in_the_same_batch_is_read_once(make_images, batch_size, most):
+    reads = []
+
+    class Counting:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def __len__(self):
+            return len(self.inner)
+
+        def gather(self, index):
+            reads.append(index.tolist())
+            return self.inner.gather(index)
+
+    list(loader_of(Counting(make_images(24)), augment=MIXED, batch_size=batch_size).epoch(0))
+    assert all(len(read) == len(set(read)) <= most for read in reads)

@@ -1,8 +1,11 @@
 import copy
+import dataclasses
 
+import pytest
 import torch
 
-from limbeck.engine.learner import Learner
+from limbeck.core.errors import SettingsError
+from limbeck.engine.learner import Learner, check_takes_mixed
 
 
 def test_it_holds_student_and_method_and_nothing_else(learner, teacher):
@@ -52,6 +55,25 @@ def test_ddp_is_told_of_the_buffers_that_the_method_keeps_equal(small):
     names = learner._ddp_params_and_buffers_to_ignore  # the attribute's name is torch's
     assert names == ["method.bank"]
     assert set(names) <= {name for name, _ in learner.named_buffers()}
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_mixed_images_are_for_methods_that_take_them(small, teacher, takes):
+    class Mixing(small.Mimic):
+        takes_mixed = takes
+
+    learner = Learner(small.make_network(3, seed=2), Mixing(small.MimicConfig(), channels=(3, 5)))
+    batch = small.make_batch()
+    mixed = dataclasses.replace(
+        batch, other_label=batch.label.flip(0), label_share=torch.full((len(batch),), 0.4)
+    )
+    if takes:
+        assert learner(mixed, teacher(mixed.image)).terms.total.isfinite()
+        return
+    with pytest.raises(SettingsError, match="'Mixing' takes one label an image"):
+        learner(mixed, teacher(mixed.image))
+    with pytest.raises(SettingsError, match="'mimic' takes one label"):
+        check_takes_mixed(learner.method, "mimic")
 
 
 def test_frozen_parts_of_the_student_rest_in_training_too(small):

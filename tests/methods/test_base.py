@@ -46,6 +46,68 @@ def test_without_labels_cross_entropy_and_its_gradient_are_zero(logits, smoothin
     assert student.grad.abs().sum() == 0
 
 
+class Bare(Method[MethodConfig]):
+    def forward(self, batch, student, teacher, progress):
+        raise NotImplementedError
+
+
+OTHER = torch.tensor([1, 3, 0, 2, 2, 1])
+SHARE = torch.tensor([1.0, 0.3, 0.25, 0.0, 0.9, 0.5], dtype=torch.float64)
+
+
+def mixed(label, other, share):
+    image = torch.zeros(6, 1, 2, 2)
+    return Batch(
+        index=torch.arange(6), image=image, label=label, other_label=other, label_share=share
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_two_labels_count_by_their_shares_as_probabilities_do_in_torch(logits, smoothing):
+    method = Bare(MethodConfig(label_smoothing=smoothing))
+    ours = method.label_loss(logits, mixed(LABEL, OTHER, SHARE))
+    one, other = (F.one_hot(label, 4).double() for label in (LABEL, OTHER))
+    target = SHARE[:, None] * one + (1 - SHARE[:, None]) * other
+    expected = F.cross_entropy(logits, target, label_smoothing=smoothing)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9)
+
+
+def test_of_two_labels_those_that_are_known_count(logits):
+    unknown = torch.tensor([0, -1, 3, -1, 1, 2])
+    ours = Bare(MethodConfig()).label_loss(logits, mixed(SOME, unknown, SHARE))
+    total = weight = 0.0
+    log_p = torch.log_softmax(logits, dim=1)
+    for row in range(6):
+        for label, part in ((SOME[row], SHARE[row]), (unknown[row], 1 - SHARE[row])):
+            if label >= 0:
+                total -= part * log_p[row, label]
+                weight += part
+    torch.testing.assert_close(ours, total / weight, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("share", [SHARE, torch.ones(6)])
+def test_without_any_label_that_counts_the_mixed_loss_and_its_gradient_are_zero(logits, share):
+    student = logits.requires_grad_()
+    other = OTHER if (share == 1).all() else NONE  # known, but of no part of any image
+    loss = Bare(MethodConfig()).label_loss(student, mixed(NONE, other, share))
+    loss.backward()
+    assert loss.item() == 0
+    assert student.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("label", [LABEL, SOME])
+def test_one_label_an_image_is_cross_entropy(logits, label):
+    batch = Batch(index=torch.arange(6), image=torch.zeros(6, 1, 2, 2), label=label)
+    ours = Bare(MethodConfig(label_smoothing=0.1)).label_loss(logits, batch)
+    expected = cross_entropy(logits, label, label_smoothing=0.1)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9)
+
+
+def test_under_autocast_the_mixed_loss_is_float32(logits):
+    loss = Bare(MethodConfig()).label_loss(logits.bfloat16(), mixed(LABEL, OTHER, SHARE))
+    assert loss.dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("dtype", "expected"),
     [

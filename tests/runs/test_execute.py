@@ -26,6 +26,7 @@ from limbeck.core.errors import (
     ModelError,
     NonFiniteError,
     RunFolderError,
+    SettingsError,
     TeacherChangedError,
     UnknownNameError,
 )
@@ -431,6 +432,44 @@ def test_a_method_gets_the_views_it_asks_for(small, tmp_path, monkeypatch):
     assert not any(same for _, same in training)
 
 
+class Alike(Method[MethodConfig]):
+    """Cross-entropy; remembers mixed labels and what both networks were shown."""
+
+    takes_mixed = True
+    seen: list = []  # noqa: RUF012  (what a test reads)
+
+    @classmethod
+    def needs(cls, config):
+        return Needs(student_layers=("stage1.0:input",), teacher_layers=("stage1.0:input",))
+
+    def forward(self, batch, student, teacher, progress):
+        shown = [o.features["stage1.0:input"].detach() for o in (student, teacher)]
+        self.seen.append((batch.label_share, *shown))
+        ce = self.label_loss(student.logits, batch)
+        return LossTerms(ce, {"ce": ce})
+
+
+def test_both_networks_are_shown_the_same_mixed_pixels(small, tmp_path, monkeypatch):
+    table_of(monkeypatch, (Stage(name="train", method=Alike, config=MethodConfig()),))
+    monkeypatch.setattr(Alike, "seen", [])
+    augment = {"crop_padding": 1, "mixup_alpha": 1.0, "cutmix_alpha": 1.0}
+    small.run(small.config("toy", epochs=1, data={"augment": augment}), tmp_path / "run")
+    dry, *training = Alike.seen
+    assert dry[0] is None
+    assert len(training) == STEPS
+    for share, ours, theirs in training:
+        assert (share < 1).float().mean() > 0.5
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("alpha", ["mixup_alpha", "cutmix_alpha"])
+def test_mixed_images_are_refused_by_name_before_training(small, tmp_path, alpha):
+    config = small.config("dkd", data={"augment": {alpha: 0.2}})
+    with pytest.raises(SettingsError, match="'dkd' takes one label an image"):
+        small.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_view_that_no_loader_makes_is_named_before_training(small, tmp_path, monkeypatch):
     table_of(monkeypatch, (Stage(name="train", method=Looking, config=MethodConfig()),))
     monkeypatch.setattr(Looking, "view", "secnd")
@@ -611,6 +650,7 @@ KILLED = {
             "schedule": {"sched": "onecycle"},
             "train": {"checkpoint_steps": 1, "grad_accum_steps": 3, "amp_dtype": "bfloat16"},
             "optim": {"opt": "adamw", "lr": 0.01, "clip_grad": 5.0},
+            "data": {"augment": {"mixup_alpha": 0.4, "cutmix_alpha": 1.0, "mix_prob": 0.8}},
         },
         random_places(0, ("train", 2 * STEPS)),
     ),

@@ -155,6 +155,21 @@ OPTIONS: tuple[RunOption, ...] = (
     RunOption(("--num-labels",), "data.num_labels", int, "Training images that keep a label."),
     RunOption(("--crop-padding",), "data.augment.crop_padding", int, "Random crop's padding."),
     RunOption(("--hflip",), "data.augment.flip", bool, "Random mirroring.", value=True),
+    RunOption(
+        ("--mixup",),
+        "data.augment.mixup_alpha",
+        float,
+        "Alpha: blend images two by two, shares from Beta(alpha, alpha).  [default: 0.0]",
+    ),
+    RunOption(
+        ("--cutmix",),
+        "data.augment.cutmix_alpha",
+        float,
+        "Alpha: put a box of another image into each; of such shares.  [default: 0.0]",
+    ),
+    RunOption(
+        ("--mixup-prob",), "data.augment.mix_prob", float, "Share of images mixed.  [default: 1.0]"
+    ),
     RunOption(("--epochs",), "schedule.epochs", int, "Of the whole run.  [default: 240]"),
     RunOption(
         ("--sched",),

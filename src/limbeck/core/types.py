@@ -40,6 +40,10 @@ class Batch:
         label: ``(B,)`` int64; -1 where the class is unknown.
         views: further views of the same images, by name, each aligned with ``image``.
         teacher_image: what the teacher sees where it sees something else; None otherwise.
+        other_label: ``(B,)`` int64, of the images that these were mixed with; -1 where unknown;
+            None where nothing was mixed.
+        label_share: ``(B,)`` float in [0, 1]: the part of each image that ``label`` is of;
+            ``other_label`` is of the rest. None where nothing was mixed.
     """
 
     index: Tensor
@@ -47,6 +51,8 @@ class Batch:
     label: Tensor
     views: Mapping[str, Tensor] = field(default_factory=lambda: _EMPTY)
     teacher_image: Tensor | None = None
+    other_label: Tensor | None = None
+    label_share: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -59,12 +65,17 @@ class Batch:
         def move(image: Tensor) -> Tensor:
             return image.to(device, non_blocking=True, memory_format=memory_format)
 
+        def carry(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.to(device, non_blocking=True)
+
         return Batch(
             index=self.index.to(device, non_blocking=True),
             image=move(self.image),
             label=self.label.to(device, non_blocking=True),
             views={name: move(view) for name, view in self.views.items()},
             teacher_image=None if self.teacher_image is None else move(self.teacher_image),
+            other_label=carry(self.other_label),
+            label_share=carry(self.label_share),
         )
 
 

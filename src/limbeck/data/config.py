@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from limbeck.core.settings import Settings
 
@@ -18,10 +18,23 @@ class AugmentConfig(Settings):
         crop_padding: zero pixels added on each side before a random crop of the old size;
             0 crops nothing. 4 in the CIFAR benchmark.
         flip: mirror left-right with probability one half.
+        mixup_alpha: blend each image with another one, its share from Beta(alpha, alpha); 0
+            blends none. 1 draws it uniformly.
+        cutmix_alpha: put a box of another image into each, of one minus such a share of its
+            area; 0 cuts none. Where both are above 0, an image is blended or cut, at even odds.
+        mix_prob: share of the images that are mixed at all.
     """
 
     crop_padding: NonNegativeInt = 0
     flip: bool = False
+    mixup_alpha: NonNegativeFloat = 0.0
+    cutmix_alpha: NonNegativeFloat = 0.0
+    mix_prob: float = Field(1.0, ge=0, le=1)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether any image is mixed with another."""
+        return self.mix_prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
 
 class DataConfig(Settings):

@@ -17,6 +17,7 @@ from limbeck.core.types import Batch, keyed_generator
 from limbeck.data.augment import EpochTable
 from limbeck.data.config import AugmentConfig
 from limbeck.data.images import ImageSource
+from limbeck.data.mixing import MixTable, partners
 from limbeck.data.randaugment import StrongTable
 
 __all__ = ["VIEWS", "TrainLoader", "eval_batches"]
@@ -34,6 +35,9 @@ class TrainLoader:
     ``batch_size * world_size``; a process takes its equal slice of each. A short last batch is
     kept, cut to a multiple of ``world_size``, unless that leaves a process fewer than two
     images. How many workers read ahead changes nothing but the waiting.
+
+    Mixed images are so in all views alike, and their batch says what of them each label is of.
+    Whom an image is mixed with depends on the permutation alone.
 
     Args:
         source: what is learnt from.
@@ -121,9 +125,24 @@ class TrainLoader:
         order = torch.randperm(
             len(self.source), generator=keyed_generator(self.seed, epoch, "order")
         ).to(self.source.labels.device)
-        chunks = [self._slice(order, step) for step in range(start_step, self.num_steps)]
         tables = {view: self._table(view, epoch) for view in ("", *self.views)}
-        return self._batches(chunks, tables)
+        steps = range(start_step, self.num_steps)
+        chunks = [self._slice(order, step) for step in steps]
+        if not self.augment.mixes:
+            return self._batches(chunks, tables)
+        others = partners(order)
+        mix = MixTable.draw(
+            self.augment,
+            len(self.source),
+            self.source.image_shape[1:],
+            seed=self.seed,
+            epoch=epoch,
+        ).to(self.device)
+        pairs = [
+            _Pairs.of(chunk, self._slice(others, step))
+            for step, chunk in zip(steps, chunks, strict=True)
+        ]
+        return self._mixed_batches(pairs, tables, mix)
 
     def _table(self, view: str, epoch: int) -> EpochTable | StrongTable:
         """What one view of every image is in one epoch; "" is the batch's own."""
@@ -142,11 +161,30 @@ class TrainLoader:
         self, chunks: list[Tensor], tables: Mapping[str, EpochTable | StrongTable]
     ) -> Iterator[Batch]:
         for raw in _raw_batches(self.source, chunks, self.workers, self.device):
-            seen = {
-                view: _to_unit(table.apply(raw.image, raw.index)) for view, table in tables.items()
-            }
+            seen = _seen(raw, tables)
             image = seen.pop("")
             yield Batch(index=raw.index, image=image, label=raw.label, views=seen)
+
+    def _mixed_batches(
+        self, pairs: list[_Pairs], tables: Mapping[str, EpochTable | StrongTable], mix: MixTable
+    ) -> Iterator[Batch]:
+        read = [pair.read for pair in pairs]
+        raws = _raw_batches(self.source, read, self.workers, self.device)
+        for raw, pair in zip(raws, pairs, strict=True):
+            other = pair.other.to(self.device, non_blocking=True)
+            index = raw.index[: len(other)]
+            seen = {
+                view: mix.apply(image[: len(other)], image[other], index)
+                for view, image in _seen(raw, tables).items()
+            }
+            yield Batch(
+                index=index,
+                image=seen.pop(""),
+                label=raw.label[: len(other)],
+                views=seen,
+                other_label=raw.label[other],
+                label_share=mix.shares[index],
+            )
 
 
 def eval_batches(
@@ -195,6 +233,22 @@ class _Raw:
     label: Tensor  # (B,)
 
 
+@dataclass(frozen=True)
+class _Pairs:
+    """The images that a mixed batch takes, each read once."""
+
+    read: Tensor  # positions in the set: the batch's own, then partners that are not among them
+    other: Tensor  # (B,), each partner's place in `read`
+
+    @classmethod
+    def of(cls, index: Tensor, partner: Tensor) -> _Pairs:
+        """Of images at ``index (B,)`` and their partners ``(B,)``."""
+        missing = partner[~torch.isin(partner, index)]
+        read = torch.cat([index, missing])
+        by_position, place = read.sort()
+        return cls(read, place[torch.searchsorted(by_position, partner)])
+
+
 class _Gatherer(Dataset[Tensor]):
     """Whole batches as items, so that a worker reads one at a time."""
 
@@ -226,6 +280,11 @@ def _raw_batches(
     for index, image in zip(chunks, images, strict=True):
         label = source.labels[index]
         yield _Raw(*(part.to(device, non_blocking=True) for part in (index, image, label)))
+
+
+def _seen(raw: _Raw, tables: Mapping[str, EpochTable | StrongTable]) -> dict[str, Tensor]:
+    """Every view of the images, in [0, 1]."""
+    return {view: _to_unit(table.apply(raw.image, raw.index)) for view, table in tables.items()}
 
 
 def _to_unit(image: Tensor) -> Tensor:

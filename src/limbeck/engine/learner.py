@@ -7,13 +7,14 @@ from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
+from limbeck.core.errors import SettingsError
 from limbeck.core.normalization import Normalization
 from limbeck.core.types import Batch, LossTerms, Outputs, Progress
 from limbeck.engine.freezing import freeze_parts, rest_parts
 from limbeck.features import ObservedNetwork
 from limbeck.methods.base import Method
 
-__all__ = ["NO_TEACHER", "Learner", "LearnerOutput"]
+__all__ = ["NO_TEACHER", "Learner", "LearnerOutput", "check_takes_mixed"]
 
 NO_TEACHER = Outputs(missing="this run has no teacher")
 
@@ -89,7 +90,31 @@ class Learner(nn.Module):
     def forward(
         self, batch: Batch, teacher: Outputs = NO_TEACHER, progress: Progress | None = None
     ) -> LearnerOutput:
-        """The method's loss of one batch, given what the teacher said of it."""
+        """The method's loss of one batch, given what the teacher said of it.
+
+        Raises:
+            SettingsError: for mixed images, if the method cannot take them.
+        """
+        if batch.other_label is not None:
+            check_takes_mixed(self.method)
         student: Outputs = self.observed(batch.image, batch.views)
         terms = self.method(batch, student, teacher, progress or Progress())
         return LearnerOutput(terms, student.logits if student.has_logits else None)
+
+
+def check_takes_mixed(method: Method[Any], name: str | None = None) -> None:
+    """Refuse a method whose loss is of one label an image, where images have two.
+
+    Args:
+        method: any.
+        name: what the user calls it; None takes that of its class.
+
+    Raises:
+        SettingsError: naming it.
+    """
+    if not method.takes_mixed:
+        raise SettingsError(
+            f"method {name or type(method).__name__!r} takes one label an image, and mixed images "
+            "have two: leave data.augment.mixup_alpha and cutmix_alpha at 0, or choose a method "
+            "that takes them, such as kd or soft_label"
+        )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -161,9 +162,12 @@ class Method(nn.Module, Generic[C]):
     Attributes:
         buffers_kept_equal: names of buffers that the method itself keeps equal in all processes,
             which DDP need not send from the first one in every step.
+        takes_mixed: whether its loss is right for mixed images, which have two labels: it takes
+            them through :meth:`label_loss` alone, or reads none.
     """
 
     buffers_kept_equal: ClassVar[tuple[str, ...]] = ()
+    takes_mixed: bool = False
 
     def __init__(self, config: C) -> None:
         super().__init__()
@@ -211,6 +215,39 @@ class Method(nn.Module, Generic[C]):
     def cross_entropy(self, logits: Tensor, label: Tensor) -> Tensor:
         """:func:`cross_entropy` with this method's label smoothing."""
         return cross_entropy(logits, label, label_smoothing=self.config.label_smoothing)
+
+    def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        r"""Cross-entropy with the labels of a batch; of mixed images, with both by their shares.
+
+        .. math:: \frac{\sum_b \lambda_b \, CE(z_b, y_b) + (1 - \lambda_b) \, CE(z_b, y'_b)}
+            {\sum_b \lambda_b + (1 - \lambda_b)}
+
+        Both sums are over the labels that are known; zero where none is.
+
+        Args:
+            logits: ``(B, K)``, raw.
+            batch: whose labels.
+
+        Returns:
+            Scalar in nats, float32 or wider, ``>= 0``.
+        """
+        if batch.other_label is None or batch.label_share is None:
+            return self.cross_entropy(logits, batch.label)
+        wide = widened(logits)
+        share = batch.label_share.to(wide.dtype)
+        total, weight = share.new_zeros(()), share.new_zeros(())
+        for label, part in ((batch.label, share), (batch.other_label, 1 - share)):
+            losses = F.cross_entropy(
+                wide,
+                label,
+                ignore_index=UNLABELLED,
+                label_smoothing=self.config.label_smoothing,
+                reduction="none",
+            )
+            total = total + (part * losses).sum()
+            weight = weight + (part * (label != UNLABELLED)).sum()
+        # With no known label the sum is 0, whatever it is divided by.
+        return total / torch.where(weight > 0, weight, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,8 @@ class CEConfig(MethodConfig):
 class CE(Method[CEConfig]):
     """See the module docstring."""
 
+    takes_mixed = True
+
     @classmethod
     def needs(cls, config: CEConfig) -> Needs:
         """No teacher."""
@@ -35,5 +37,5 @@ class CE(Method[CEConfig]):
     ) -> LossTerms:
         """Cross-entropy with the labels."""
         del teacher, progress
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         return LossTerms(total=ce, parts={"ce": ce})

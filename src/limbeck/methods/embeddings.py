@@ -44,6 +44,8 @@ class EmbeddingMethod(Method[E]):
         alignment: of the two layers, as vectors.
     """
 
+    takes_mixed = True
+
     def __init__(self, config: E, *, alignment: Alignment) -> None:
         super().__init__(config)
         self.alignment = alignment

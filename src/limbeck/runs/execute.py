@@ -23,7 +23,7 @@ from limbeck.data.images import joint_fingerprint
 from limbeck.engine.checkpoint import CheckpointStore
 from limbeck.engine.distributed import World, check_ranks_agree, pick_device, process_group
 from limbeck.engine.evaluate import KeptLogits, evaluate_together
-from limbeck.engine.learner import NO_TEACHER, Learner
+from limbeck.engine.learner import NO_TEACHER, Learner, check_takes_mixed
 from limbeck.engine.loop import Interruption, StageLoop
 from limbeck.engine.optim import ScheduleConfig
 from limbeck.engine.probe import build_learner, check_fit, dry_forward, freeze_idle
@@ -407,6 +407,8 @@ class _Session:
             labels=data.train.labels,
         ).to(memory_format=self.config.train.memory_format)
         self._taps.callback(self.learner.observed.tap.close)
+        if self.config.data.augment.mixes:
+            check_takes_mixed(self.learner.method, self.config.method_name)
         epochs = self.stage_epochs[index]
         teacher_outputs = NO_TEACHER
         if self.teacher is not None:

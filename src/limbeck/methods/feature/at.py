@@ -159,6 +159,8 @@ class AT(Method[ATConfig]):
         layers: the pairs that are compared, each brought to one size.
     """
 
+    takes_mixed = True
+
     def __init__(self, config: ATConfig, *, layers: LayerPairs) -> None:
         super().__init__(config)
         self.layers = layers
@@ -191,7 +193,7 @@ class AT(Method[ATConfig]):
         """Cross-entropy, and the distance of the attention maps summed over pairs."""
         del progress
         config = self.config
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         distance = at_loss if config.distance == "squared" else _half_norm
         distances = [
             distance(*pair.bring(student, teacher), p=config.p) for pair in self.layers.pairs

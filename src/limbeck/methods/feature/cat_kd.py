@@ -195,6 +195,8 @@ class CATKD(Method[CATKDConfig]):
         alignment: of the two layers, as maps.
     """
 
+    takes_mixed = True
+
     def __init__(self, config: CATKDConfig, *, alignment: Alignment) -> None:
         super().__init__(config)
         self.alignment = alignment
@@ -269,7 +271,7 @@ class CATKD(Method[CATKDConfig]):
         cat = cat_loss(ours, theirs, pool_size=config.pool_size, normalize=config.normalize)
         total, parts = config.cat_weight * cat, {"cat": cat}
         if config.ce_weight:
-            ce = self.cross_entropy(student.logits, batch.label)
+            ce = self.label_loss(student.logits, batch)
             total, parts = config.ce_weight * ce + total, {"ce": ce, **parts}
         return LossTerms(total=total, parts=parts)
 

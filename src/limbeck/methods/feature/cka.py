@@ -69,6 +69,8 @@ class CKA(Method[CKAConfig]):
         lines: what is said of them.
     """
 
+    takes_mixed = True
+
     def __init__(
         self, config: CKAConfig, *, pairs: tuple[tuple[str, str], ...], lines: tuple[str, ...]
     ) -> None:
@@ -108,7 +110,7 @@ class CKA(Method[CKAConfig]):
         """Cross-entropy, and what is missing to 1, mean over layers."""
         del progress
         config = self.config
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         found = [
             self._cka(student.features[ours], teacher.features[theirs].detach())
             for ours, theirs in self.pairs

@@ -83,6 +83,8 @@ class FitNetHint(Method[FitNetConfig]):
         regressor: from the student's map to the teacher's shape.
     """
 
+    takes_mixed = True
+
     def __init__(self, config: FitNetConfig, *, alignment: Alignment, regressor: nn.Module) -> None:
         super().__init__(config)
         self.alignment = alignment
@@ -141,12 +143,14 @@ class FitNetHint(Method[FitNetConfig]):
 class FitNetDistil(Method[FitNetConfig]):
     """The second stage; see the module docstring."""
 
+    takes_mixed = True
+
     def forward(
         self, batch: Batch, student: Outputs, teacher: Outputs, progress: Progress
     ) -> LossTerms:
         """Cross-entropy and the divergence at its weight of this step."""
         config = self.config
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         # kd_loss has Hinton's factor T squared, which FitNets does not.
         scaled = kd_loss(student.logits, teacher.logits, temperature=config.temperature)
         kd = scaled / config.temperature**2

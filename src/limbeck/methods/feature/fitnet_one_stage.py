@@ -118,6 +118,8 @@ class FitNetOneStage(Method[FitNetOneStageConfig]):
         regressor: from the student's map to the teacher's shape.
     """
 
+    takes_mixed = True
+
     def __init__(
         self, config: FitNetOneStageConfig, *, alignment: Alignment, regressor: nn.Module
     ) -> None:
@@ -151,7 +153,7 @@ class FitNetOneStage(Method[FitNetOneStageConfig]):
     ) -> LossTerms:
         """Weighted sum of cross-entropy and hint loss."""
         del progress
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         maps = self.alignment(
             student.features[self.config.student_layer],
             teacher.features[self.config.teacher_layer],

@@ -99,6 +99,8 @@ class OFD(Method[OFDConfig]):
         margins: ``(C,)`` for each pair.
     """
 
+    takes_mixed = True
+
     def __init__(self, config: OFDConfig, *, layers: LayerPairs, margins: list[Tensor]) -> None:
         super().__init__(config)
         self.layers = layers
@@ -144,7 +146,7 @@ class OFD(Method[OFDConfig]):
         """Cross-entropy, and the distances, each earlier stage's half as heavy as the next's."""
         del progress
         config = self.config
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         distances = []
         last = len(self.layers.pairs) - 1
         for place, (pair, regressor) in enumerate(

@@ -172,6 +172,8 @@ class ReviewKD(Method[ReviewKDConfig]):
         fusions: one for each pair.
     """
 
+    takes_mixed = True
+
     def __init__(
         self, config: ReviewKDConfig, *, layers: LayerPairs, fusions: list[AttentionFusion]
     ) -> None:
@@ -212,7 +214,7 @@ class ReviewKD(Method[ReviewKDConfig]):
     ) -> LossTerms:
         """Cross-entropy, and the review at its weight of this epoch."""
         config = self.config
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         deeper, reviews = None, []
         for pair, fusion in zip(self.layers.pairs[::-1], reversed(self.fusions), strict=True):
             maps = pair.bring(student, teacher)

@@ -161,6 +161,8 @@ class SimKD(Method[SimKDConfig]):
         teacher_layout: of that layer.
     """
 
+    takes_mixed = True
+
     def __init__(
         self,
         config: SimKDConfig,

@@ -144,6 +144,8 @@ class VID(Method[VIDConfig]):
         predictions: one for each pair.
     """
 
+    takes_mixed = True
+
     def __init__(
         self, config: VIDConfig, *, layers: LayerPairs, predictions: list[Prediction]
     ) -> None:
@@ -183,7 +185,7 @@ class VID(Method[VIDConfig]):
         """Cross-entropy, and the negative log-likelihood summed over pairs."""
         del progress
         config = self.config
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         likelihoods = [
             prediction(*pair.bring(student, teacher))
             for pair, prediction in zip(self.layers.pairs, self.predictions, strict=True)

@@ -221,6 +221,8 @@ class WKDFeature(Method[WKDFeatureConfig]):
         projector: from the student's map to the teacher's shape.
     """
 
+    takes_mixed = True
+
     def __init__(
         self, config: WKDFeatureConfig, *, alignment: Alignment, projector: nn.Module
     ) -> None:
@@ -273,7 +275,7 @@ class WKDFeature(Method[WKDFeatureConfig]):
     ) -> LossTerms:
         """Cross-entropy, means and covariances at their weight of this epoch."""
         config = self.config
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         maps = self.alignment(
             student.features[config.student_layer], teacher.features[config.teacher_layer]
         )

@@ -134,6 +134,8 @@ class BKD(Method[BKDConfig]):
         class_weight: ``(K,)``, mean 1; in the checkpoint.
     """
 
+    takes_mixed = True
+
     class_weight: Tensor
 
     def __init__(self, config: BKDConfig, *, class_counts: Tensor) -> None:
@@ -161,7 +163,7 @@ class BKD(Method[BKDConfig]):
     ) -> LossTerms:
         """Weighted sum of cross-entropy and balanced KL."""
         config = self.config
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         deferred = progress.epoch < config.defer_epochs
         weight = torch.ones_like(self.class_weight) if deferred else self.class_weight
         kd = balanced_kd_loss(

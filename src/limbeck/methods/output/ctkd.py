@@ -93,6 +93,8 @@ class CTKD(Method[CTKDConfig]):
         theta: the learnt scalar behind the temperature.
     """
 
+    takes_mixed = True
+
     def __init__(self, config: CTKDConfig) -> None:
         super().__init__(config)
         self.theta = nn.Parameter(torch.ones(()))
@@ -103,7 +105,7 @@ class CTKD(Method[CTKDConfig]):
         """Weighted sum of cross-entropy and KL at the temperature as it stands."""
         config = self.config
         check_logits(student.logits, teacher.logits)
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         strength = curriculum_strength(progress.epoch, config.curriculum_epochs)
         theta = reversed_gradient(self.theta, strength)
         temperature = config.temperature_start + config.temperature_range * theta.sigmoid()

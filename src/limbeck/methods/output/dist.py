@@ -125,6 +125,8 @@ def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:
 class DIST(Method[DISTConfig]):
     """See the module docstring."""
 
+    takes_mixed = True
+
     def forward(
         self, batch: Batch, student: Outputs, teacher: Outputs, progress: Progress
     ) -> LossTerms:
@@ -132,7 +134,7 @@ class DIST(Method[DISTConfig]):
         del progress
         config = self.config
         check_logits(student.logits, teacher.logits)
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         theirs, ours = (
             _softened(z, config.temperature) for z in (teacher.logits.detach(), student.logits)
         )

@@ -69,12 +69,14 @@ def hard_label_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 class HardLabel(Method[HardLabelConfig]):
     """See the module docstring."""
 
+    takes_mixed = True
+
     def forward(
         self, batch: Batch, student: Outputs, teacher: Outputs, progress: Progress
     ) -> LossTerms:
         """Weighted sum of two cross-entropies."""
         del progress
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         hard = hard_label_loss(student.logits, teacher.logits)
         return LossTerms(
             total=self.config.ce_weight * ce + self.config.hard_weight * hard,

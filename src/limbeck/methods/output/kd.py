@@ -43,12 +43,14 @@ class KDConfig(MethodConfig):
 class KD(Method[KDConfig]):
     """See the module docstring."""
 
+    takes_mixed = True
+
     def forward(
         self, batch: Batch, student: Outputs, teacher: Outputs, progress: Progress
     ) -> LossTerms:
         """Weighted sum of cross-entropy and softened KL."""
         del progress
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         seen = as_seen(student.logits, teacher.logits, self.config.standardize)
         kd = kd_loss(seen.student, seen.teacher, temperature=self.config.temperature)
         return LossTerms(

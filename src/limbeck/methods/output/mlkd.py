@@ -197,6 +197,8 @@ def _lower_half(values: Tensor) -> Tensor:
 class MLKD(Method[MLKDConfig]):
     """See the module docstring."""
 
+    takes_mixed = True
+
     @classmethod
     def needs(cls, config: MLKDConfig) -> Needs:
         """The strong view."""
@@ -210,8 +212,8 @@ class MLKD(Method[MLKDConfig]):
         del progress
         config = self.config
         strong = student.views["strong"].logits, teacher.views["strong"].logits
-        ce = self.cross_entropy(student.logits, batch.label)
-        ce = ce + self.cross_entropy(strong[0], batch.label)
+        ce = self.label_loss(student.logits, batch)
+        ce = ce + self.label_loss(strong[0], batch)
         levels = mlkd_terms(
             student.logits,
             teacher.logits,

@@ -111,7 +111,7 @@ class CC(EmbeddingMethod[CCConfig]):
         del progress
         config = self.config
         pair = self.aligned(student, teacher)
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         ours, theirs = self.student_embedding(pair.student), self.teacher_embedding(pair.teacher)
         if config.gather:
             ours, theirs = gathered(ours), gathered(theirs)

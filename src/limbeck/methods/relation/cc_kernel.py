@@ -106,7 +106,7 @@ class CCKernel(EmbeddingMethod[CCKernelConfig]):
         """Weighted sum of cross-entropy, divergence and correlations."""
         del progress
         config = self.config
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         kd = kd_loss(student.logits, teacher.logits, temperature=config.temperature)
         pair = self.embeddings(student, teacher)
         correlation = kernel_correlation_loss(*pair, gamma=config.gamma, order=config.order)

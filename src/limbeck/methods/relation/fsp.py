@@ -120,6 +120,8 @@ class FSPInit(Method[FSPConfig]):
         layers: the pairs whose flows are compared, two at least.
     """
 
+    takes_mixed = True
+
     def __init__(self, config: FSPConfig, *, layers: LayerPairs) -> None:
         super().__init__(config)
         self.layers = layers

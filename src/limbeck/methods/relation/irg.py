@@ -185,6 +185,8 @@ class IRG(Method[IRGConfig]):
         alignments: of every two layers that are read together, as vectors.
     """
 
+    takes_mixed = True
+
     def __init__(self, config: IRGConfig, *, alignments: dict[tuple[str, str], Alignment]) -> None:
         super().__init__(config)
         self.alignments = alignments
@@ -227,7 +229,7 @@ class IRG(Method[IRGConfig]):
             for pair, alignment in self.alignments.items()
         }
         logits = self._read(AlignedPair(student.logits, teacher.logits.detach()))
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         edge = irg_loss(*read[config.student_layer, config.teacher_layer])
         vertex = _euclidean(widened(logits.student), widened(logits.teacher))
         transformation = ce.new_zeros(())

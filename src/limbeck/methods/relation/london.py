@@ -231,6 +231,8 @@ class LONDON(Method[LONDONConfig]):
         margins: of each teacher layer's channels; empty where OFD is off.
     """
 
+    takes_mixed = True
+
     def __init__(
         self, config: LONDONConfig, *, layers: LayerPairs, margins: Sequence[Tensor]
     ) -> None:
@@ -291,7 +293,7 @@ class LONDON(Method[LONDONConfig]):
             AlignedPair(connector(pair.student), pair.teacher)
             for connector, pair in zip(self.connectors, pairs, strict=True)
         ]
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         weights = [0.5 ** (len(pairs) - 1 - i) for i in range(len(pairs))]
         overhaul, lipschitz = ce.new_zeros(()), ce.new_zeros(())
         if self.margins:

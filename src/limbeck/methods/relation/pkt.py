@@ -90,7 +90,7 @@ class PKT(EmbeddingMethod[PKTConfig]):
         """Weighted sum of cross-entropy and divergence."""
         del progress
         config = self.config
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         divergence = pkt_loss(*self.embeddings(student, teacher))
         return LossTerms(
             total=config.ce_weight * ce + config.pkt_weight * divergence,

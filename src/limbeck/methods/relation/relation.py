@@ -359,6 +359,8 @@ class Relation(Method[RelationConfig]):
         shapes: of one image's feature in each layer, the student's and the teacher's.
     """
 
+    takes_mixed = True
+
     def __init__(
         self, config: RelationConfig, *, shapes: tuple[tuple[tuple[int, ...], ...], ...]
     ) -> None:
@@ -397,7 +399,7 @@ class Relation(Method[RelationConfig]):
         """Weighted sum of cross-entropy and relation."""
         del progress
         config = self.config
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         ours, theirs = self._source("student", student), self._source("teacher", teacher)
         relation = relation_loss(ours, theirs, config)
         return LossTerms(

@@ -132,7 +132,7 @@ class RKD(EmbeddingMethod[RKDConfig]):
         """Weighted sum of cross-entropy, distances and angles."""
         del progress
         config = self.config
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         embeddings = self.embeddings(student, teacher)
         distance = rkd_distance_loss(*embeddings)
         angle = rkd_angle_loss(*embeddings)

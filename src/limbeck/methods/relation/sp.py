@@ -105,6 +105,8 @@ class SP(Method[SPConfig]):
         shapes: of one image's feature, the student's and the teacher's.
     """
 
+    takes_mixed = True
+
     def __init__(
         self, config: SPConfig, *, shapes: tuple[tuple[int, ...], tuple[int, ...]]
     ) -> None:
@@ -139,7 +141,7 @@ class SP(Method[SPConfig]):
         del progress
         config = self.config
         features = student.features[config.student_layer], teacher.features[config.teacher_layer]
-        ce = self.cross_entropy(student.logits, batch.label)
+        ce = self.label_loss(student.logits, batch)
         if config.gather:
             features = gathered(features[0]), gathered(features[1])
         similarity = sp_loss(*features)

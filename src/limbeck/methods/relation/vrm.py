@@ -429,6 +429,8 @@ def _inner_products(ours: _Vertices, theirs: _Vertices) -> Tensor:
 class VRM(Method[VRMConfig]):
     """See the module docstring."""
 
+    takes_mixed = True
+
     @classmethod
     def needs(cls, config: VRMConfig) -> Needs:
         """A second view of every image."""
@@ -441,8 +443,8 @@ class VRM(Method[VRMConfig]):
         del progress
         config = self.config
         virtual = student.views[config.virtual_view].logits
-        ce = self.cross_entropy(student.logits, batch.label)
-        virtual_ce = self.cross_entropy(virtual, batch.label)
+        ce = self.label_loss(student.logits, batch)
+        virtual_ce = self.label_loss(virtual, batch)
         theirs = teacher.views[config.virtual_view].logits
         four = [student.logits, virtual, teacher.logits, theirs]
         if config.gather:

@@ -183,3 +183,30 @@ def test_what_the_data_has_to_say_is_said(limbeck, tmp_path, quick, picture):
     assert "there is no test folder" in answer.err
     assert "test, last epoch" not in answer.out
     assert any("no test folder" in notice for notice in read_summary(tmp_path / "run").notices)
+
+
+def test_a_long_tail_is_told_by_training_images_of_a_class(limbeck, tmp_path, quick):
+    out = tmp_path / "run"
+    options = (*quick, "--fraction", "1", "--imbalance-factor", "20")
+    answer = limbeck("train", *TINY, "--output", out, *options)
+    assert answer.code == 0, answer.err
+    scores = read_summary(out).scores["last"]
+    assert f"many (> 100) {scores['many_shot']:.2%}" in answer.out
+    assert f"few (< 20) {scores['few_shot']:.2%}" in answer.out
+    refused = limbeck("train", *TINY, "--output", out, "--imbalance-factor", "0.01")
+    assert refused.code == 2
+    assert "100 where other codes write 0.01" in refused.err
+
+
+def test_mixed_images_are_an_option_and_a_method_that_cannot_take_them_is_named(
+    limbeck, tmp_path, quick, runs
+):
+    taught = (*TINY, "--teacher", runs / "teacher", *quick, "--mixup", "0.2", "--cutmix", "1")
+    answer = limbeck("distill", *taught, "--mixup-prob", "0.5", "--output", tmp_path / "kd")
+    assert answer.code == 0, answer.err
+    augment = json.loads((tmp_path / "kd" / "config.json").read_text())["data"]["augment"]
+    assert (augment["mixup_alpha"], augment["cutmix_alpha"], augment["mix_prob"]) == (0.2, 1, 0.5)
+    refused = limbeck("distill", *taught, "--method", "wkd_logit", "--output", tmp_path / "no")
+    assert refused.code == 2
+    assert "'wkd_logit' takes one label an image" in refused.err
+    assert not (tmp_path / "no").exists()

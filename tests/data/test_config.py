@@ -31,6 +31,12 @@ def test_padding_is_not_negative():
         AugmentConfig(crop_padding=-1)
 
 
+@pytest.mark.parametrize("factor", [1, 0.01, -3])
+def test_an_imbalance_factor_is_the_first_class_over_the_last(factor):
+    with pytest.raises(SettingsError, match=r"imbalance_factor: must be above 1.* 100 where other"):
+        DataConfig(imbalance_factor=factor)
+
+
 def test_mixing_takes_no_negative_alpha_and_no_share_above_one():
     with pytest.raises(SettingsError) as raised:
         AugmentConfig(mixup_alpha=-0.1, cutmix_alpha=float("inf"), mix_prob=1.5)

@@ -55,6 +55,28 @@ def test_fraction_comes_first_then_validation_then_labels():
     assert (bundle.test.labels >= 0).all()
 
 
+def test_the_long_tail_is_of_the_share_that_is_used_and_validation_has_it_too():
+    config = DataConfig(fraction=0.5, imbalance_factor=10, val_fraction=0.2)
+    bundle = build_data(config, seed=0)
+    half = torch.bincount(build_data(DataConfig(fraction=0.5, val_fraction=0), seed=0).train.labels)
+    both = torch.cat([bundle.train.labels, bundle.val.labels])
+    expected = [min(int(n), int(half.max() * 10 ** (-k / 9) + 1e-9)) for k, n in enumerate(half)]
+    assert torch.bincount(both).tolist() == expected
+    assert torch.bincount(bundle.val.labels).diff().max() <= 1  # no rarer class has many more
+    assert len(bundle.val) == round(0.2 * len(both))
+    assert bundle.label_counts().tolist() == torch.bincount(bundle.train.labels).tolist()
+    assert bundle.test.fingerprint() == load_digits().test.fingerprint()
+    assert "long tail of factor 10" in bundle.notes[-1]
+
+
+def test_the_long_tail_is_the_split_seeds():
+    free = DataConfig(imbalance_factor=10)
+    prints = [build_data(free, seed=seed).train.fingerprint() for seed in (0, 0, 1)]
+    assert prints[0] == prints[1] != prints[2]
+    fixed = DataConfig(imbalance_factor=10, split_seed=0)
+    assert build_data(fixed, seed=1).train.fingerprint() == prints[0]
+
+
 def test_hidden_labels_change_neither_images_nor_validation():
     every = build_data(DataConfig(), seed=0)
     few = build_data(DataConfig(num_labels=100), seed=0)

@@ -1,10 +1,16 @@
 import hashlib
+from itertools import pairwise
 
 import pytest
 import torch
 
 from limbeck.core.errors import DataError
-from limbeck.data.splits import keep_labels, stratified_split, stratified_subset
+from limbeck.data.splits import (
+    keep_labels,
+    long_tailed_subset,
+    stratified_split,
+    stratified_subset,
+)
 
 
 @pytest.fixture
@@ -135,3 +141,73 @@ def test_too_few_labels_for_the_classes_are_refused(labels):
 def test_which_labels_are_kept_depends_on_the_seed(labels):
     assert not torch.equal(keep_labels(labels, 50, seed=0), keep_labels(labels, 50, seed=1))
     assert torch.equal(keep_labels(labels, 50, seed=0), keep_labels(labels, 50, seed=0))
+
+
+# -- long tails ----------------------------------------------------------------------------------
+
+
+def sizes(labels, positions):
+    return torch.bincount(labels[positions]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "factor", "total"),
+    [
+        (10, 10, 20_431),
+        (10, 50, 13_996),
+        (10, 100, 12_406),
+        (100, 10, 19_573),
+        (100, 50, 12_608),
+        (100, 100, 10_847),
+    ],
+)
+def test_cifars_classes_have_the_sizes_of_the_benchmark(num_classes, factor, total):
+    """Of Cui's formula, and in sum the sizes that papers on CIFAR-LT print."""
+    labels = torch.arange(num_classes).repeat(50_000 // num_classes)
+    found = sizes(labels, long_tailed_subset(labels, factor, seed=0))
+    largest = 50_000 // num_classes
+    assert found == [
+        int(largest * (1 / factor) ** (k / (num_classes - 1.0))) for k in range(num_classes)
+    ]
+    assert sum(found) == total
+
+
+def test_a_class_gets_no_more_images_than_it_has_and_no_fewer_than_one():
+    labels = torch.tensor([0] * 40 + [1] * 5 + [2] * 60 + [3] * 60)
+    assert sizes(labels, long_tailed_subset(labels, 8, seed=0)) == [40, 5, 15, 7]
+    assert sizes(labels, long_tailed_subset(labels, 1e6, seed=0)) == [40, 1, 1, 1]
+
+
+def test_a_factor_of_one_keeps_classes_of_one_size_whole():
+    labels = torch.arange(3).repeat(7)
+    assert long_tailed_subset(labels, 1, seed=0).tolist() == list(range(21))
+
+
+def test_a_longer_tail_lies_within_a_shorter_one(labels):
+    parts = [set(long_tailed_subset(labels, f, seed=2).tolist()) for f in (100, 20, 5, 1)]
+    assert all(small <= large for small, large in pairwise(parts))
+    assert parts[0] < parts[2]
+
+
+def test_which_images_are_the_tail_depends_on_the_seed_alone():
+    labels = torch.arange(4).repeat(50)
+    once, again, other = (long_tailed_subset(labels, 10, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(once, again)
+    assert (once.diff() > 0).all()
+    assert sizes(labels, once) == sizes(labels, other) == [50, 23, 10, 5]
+    assert not torch.equal(once, other)
+
+
+def test_images_without_a_class_are_no_part_of_the_tail():
+    labels = torch.tensor([-1, 0, 1, -1, 0, 1, 0, 1])
+    kept = long_tailed_subset(labels, 3, seed=0)
+    assert labels[kept].tolist().count(-1) == 2
+    assert torch.bincount(labels[kept] + 1).tolist() == [2, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "factor", "said"), [([0, 1], 0.01, "factor 0.01"), ([1, 1, -1], 10, "1 classes")]
+)
+def test_a_tail_that_would_be_none_is_refused(labels, factor, said):
+    with pytest.raises(DataError, match=said):
+        long_tailed_subset(torch.tensor(labels), factor, seed=0)

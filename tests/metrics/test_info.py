@@ -21,7 +21,11 @@ def test_every_metric_says_how_to_read_it(name):
 @pytest.mark.parametrize(
     ("better", "names"),
     [
-        (True, "agreement agreement_excess class_accuracy top1 top5 worst_class"),
+        (
+            True,
+            "agreement agreement_excess class_accuracy few_shot many_shot medium_shot top1 top5 "
+            "worst_class",
+        ),
         (False, "brier ece ece_scaled kl_from_teacher nll nll_scaled"),
         (
             None,

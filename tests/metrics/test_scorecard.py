@@ -10,6 +10,7 @@ from limbeck.metrics.scorecard import scorecard
 
 ALONE = {"top1", "top5", "worst_class", "nll", "brier", "ece"}
 SCALED = {"temperature", "nll_scaled", "ece_scaled"}
+SHOTS = {"many_shot", "medium_shot", "few_shot"}
 FIDELITY = {"agreement", "kl_from_teacher", "agreement_on_teacher_errors", "same_wrong_class"}
 CONTROL = {"agreement_independent", "agreement_excess"}
 
@@ -24,11 +25,12 @@ def full(case):
         validation=LabelledLogits(case.student[rest], case.label[rest]),
         teacher_logits=case.teacher[half],
         independent_teacher_logits=case.teacher[half][:, ::-1],
+        train_counts=[500, 101, 100, 50, 20, 19, 1],
     )
 
 
 def test_every_number_is_declared_and_within_its_range(full):
-    assert set(full) == ALONE | SCALED | FIDELITY | CONTROL
+    assert set(full) == ALONE | SHOTS | SCALED | FIDELITY | CONTROL
     assert list(full) == [name for name in METRICS if name in full]
     for name, value in full.items():
         assert type(value) is float

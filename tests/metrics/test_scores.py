@@ -5,12 +5,14 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss, recall_score, top_k_accuracy_score
 
-from limbeck.core.errors import DataError, NonFiniteError
+from limbeck.core.errors import DataError, NonFiniteError, ShapeError
 from limbeck.metrics.scores import (
     brier_score,
     class_accuracy,
     correct,
+    is_long_tailed,
     negative_log_likelihood,
+    shot_accuracy,
     top_k_accuracy,
     worst_class_accuracy,
 )
@@ -131,3 +133,41 @@ def test_what_cannot_be_judged_is_refused(case, name):
 def test_there_are_only_so_many_classes_to_be_among(case, k):
     with pytest.raises(ValueError, match=f"between 1 and the 7 classes, got {k}"):
         top_k_accuracy(case.student, case.label, k=k)
+
+
+# -- by training images of a class ---------------------------------------------------------------
+
+
+def test_a_group_is_the_mean_of_scikit_learns_recall_over_its_classes(case):
+    counts = [500, 101, 100, 50, 20, 19, 1]  # on both sides of both borders
+    recall = recall_score(case.label, case.student.argmax(axis=1), average=None)
+    found = shot_accuracy(case.student, case.label, counts)
+    assert list(found) == ["many_shot", "medium_shot", "few_shot"]
+    assert found["many_shot"] == pytest.approx(recall[:2].mean(), rel=1e-12)
+    assert found["medium_shot"] == pytest.approx(recall[2:5].mean(), rel=1e-12)
+    assert found["few_shot"] == pytest.approx(recall[5:].mean(), rel=1e-12)
+
+
+def test_a_group_without_classes_or_images_is_nan(case):
+    found = shot_accuracy(case.student, case.label, [500] * 7)
+    assert math.isnan(found["medium_shot"])
+    assert math.isnan(found["few_shot"])
+    kept = case.label != 6
+    without = shot_accuracy(case.student[kept], case.label[kept], [500] * 6 + [1])
+    assert math.isnan(without["few_shot"])
+    assert without["many_shot"] == pytest.approx(
+        np.nanmean(class_accuracy(case.student[kept], case.label[kept])), rel=1e-12
+    )
+
+
+def test_counts_of_other_classes_are_refused(case):
+    with pytest.raises(ShapeError, match=r"each of 7 classes; got shape \(6,\)"):
+        shot_accuracy(case.student, case.label, [1] * 6)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [([50, 10], True), ([49, 10], False), ([3, 0], True), ([0, 0], False), ([7, 7, 7], False)],
+)
+def test_a_tail_is_long_from_a_fifth_on(counts, expected):
+    assert is_long_tailed(counts) is expected

@@ -95,3 +95,24 @@ def test_without_labels_there_are_no_scores(answers, labels):
     test = answers()
     test.label.fill_(-1)
     assert judge_answers(None if labels == "none" else test, None) == ({}, [])
+
+
+def test_a_long_tail_is_told_by_training_images_of_a_class(answers):
+    test = answers()
+    tail = [500, 300, 150, 60, 40, 25, 10, 5]
+    scores, _ = judge_answers(test, None, tail)
+    known = test.label >= 0
+    hits = test.logits["last"].argmax(1)[known] == test.label[known]
+    of_class = {
+        k: hits[test.label[known] == k].double().mean().item()
+        for k in test.label[known].unique().tolist()
+    }
+    many = [value for k, value in of_class.items() if k < 3]
+    assert scores["last"]["many_shot"] == pytest.approx(sum(many) / len(many))
+    assert {"many_shot", "medium_shot", "few_shot"} <= scores["teacher"].keys()
+
+
+@pytest.mark.parametrize("counts", [None, [50] * 8, [50, 40, 40, 30, 20, 20, 20, 11]])
+def test_without_a_long_tail_nothing_is_told_by_training_images(answers, counts):
+    scores, _ = judge_answers(answers(), None, counts)
+    assert "few_shot" not in scores["last"]

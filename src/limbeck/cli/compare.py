@@ -22,6 +22,7 @@ from limbeck.engine.recorder import Observer, SilentObserver
 from limbeck.methods import METHODS
 from limbeck.reports.compared import Compared, read_comparison
 from limbeck.reports.files import write_comparison
+from limbeck.reports.shots import shot_table
 from limbeck.reports.table import comparison_table
 from limbeck.runs.compare import BASELINE, CompareConfig
 from limbeck.runs.comparison import COMPARISON_FILE, ComparisonFolder
@@ -231,6 +232,9 @@ def show_comparison(
         return
     console = make_console(quiet=quiet)
     console.print(comparison_table(compared.rows, title=title))
+    shots = shot_table(compared.rows)
+    if shots is not None:
+        console.print(shots)
     for remark in compared.remarks():
         console.print(printable_lines(remark), soft_wrap=True)
     notes = {compared.settings_note(label) for label in compared.facts}

@@ -152,6 +152,12 @@ OPTIONS: tuple[RunOption, ...] = (
         "Share of the training images held out.  [default: 0.1]",
     ),
     RunOption(("--fraction",), "data.fraction", float, "Share of the training images used."),
+    RunOption(
+        ("--imbalance-factor",),
+        "data.imbalance_factor",
+        float,
+        "Long tail: the first class this many times as frequent as the last.",
+    ),
     RunOption(("--num-labels",), "data.num_labels", int, "Training images that keep a label."),
     RunOption(("--crop-padding",), "data.augment.crop_padding", int, "Random crop's padding."),
     RunOption(("--hflip",), "data.augment.flip", bool, "Random mirroring.", value=True),

@@ -17,6 +17,7 @@ from limbeck.cli.observer import observing
 from limbeck.cli.terminal import duration, make_console, printable, printable_lines
 from limbeck.engine.loop import InterruptedRun
 from limbeck.engine.recorder import Observer
+from limbeck.reports.shots import SHOTS
 from limbeck.runs.config import RunConfig
 from limbeck.runs.execute import Rehearsal, execute, prepare_parts, rehearse, resume
 from limbeck.runs.folder import RunFolder, read_json
@@ -110,6 +111,10 @@ def _print_summary(summary: RunSummary, folder: Path, *, quiet: bool, as_json: b
             _line(console, "test, best on validation", None, summary.test.best_on_validation)
     if summary.teacher_test is not None:
         _line(console, "test, teacher", None, summary.teacher_test)
+    shots = {name: summary.scores.get("last", {}).get(name) for name in SHOTS}
+    if any(value is not None for value in shots.values()):
+        each = (f"{SHOTS[k]} {'-' if v is None else f'{v:.2%}'}" for k, v in shots.items())
+        console.print(f"  test, by images of a class: {', '.join(each)}")
     console.print(
         f"  {summary.num_parameters:,} parameters, {summary.num_macs:,} multiply-adds; "
         f"{summary.seconds:.1f} s, {summary.images_per_second:,.0f} images/s"

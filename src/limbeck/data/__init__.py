@@ -27,7 +27,12 @@ from limbeck.data.images import (
 )
 from limbeck.data.loader import VIEWS, TrainLoader, eval_batches
 from limbeck.data.randaugment import StrongTable
-from limbeck.data.splits import keep_labels, stratified_split, stratified_subset
+from limbeck.data.splits import (
+    keep_labels,
+    long_tailed_subset,
+    stratified_split,
+    stratified_subset,
+)
 
 __all__ = [
     "CIFAR_NORMALIZATION",
@@ -49,6 +54,7 @@ __all__ = [
     "load_cifar",
     "load_digits",
     "load_image_folder",
+    "long_tailed_subset",
     "measure_normalization",
     "stratified_split",
     "stratified_subset",
@@ -68,10 +74,10 @@ def build_data(config: DataConfig, *, seed: int) -> DataBundle:
     """The data set that the settings name, split and ready.
 
     In this order: some of the classes (``num_classes``), a share of the training images
-    (``fraction``), the validation split of those, the labels that are kept (``num_labels``, of the
-    rest alone). The last three are chosen by ``split_seed``, or by ``seed`` where that is None.
-    The test images are fixed. Mean and deviation are those of all training images before any of
-    this, so that no seed changes them.
+    (``fraction``), the long tail of those (``imbalance_factor``), the validation split, which has
+    the same tail, the labels that are kept (``num_labels``, of the rest alone). All but the first
+    are chosen by ``split_seed``, or by ``seed`` where that is None. The test images are fixed. Mean
+    and deviation are those of all training images before any of this, so that no seed changes them.
 
     Args:
         config: which data and what becomes of them.
@@ -118,13 +124,20 @@ def bundle_from_datasets(
 
 
 def _split(loaded: DataBundle, config: DataConfig, seed: int) -> DataBundle:
-    """The bundle after fraction, validation split and hidden labels."""
+    """The bundle after fraction, long tail, validation split and hidden labels."""
     split_seed = seed if config.split_seed is None else config.split_seed
     if config.num_classes is not None:
         loaded = _first_classes(loaded, config.num_classes)
-    train, val = loaded.train, loaded.val
+    train, val, notes = loaded.train, loaded.val, loaded.notes
     if config.fraction < 1:
         train = train.subset(stratified_subset(train.labels, config.fraction, seed=split_seed))
+    if config.imbalance_factor is not None:
+        factor = config.imbalance_factor
+        train = train.subset(long_tailed_subset(train.labels, factor, seed=split_seed))
+        notes += (
+            f"the training images are a long tail of factor {factor:g}; a validation split of "
+            "them has the same tail, and says little of rare classes",
+        )
     if val is None and config.val_fraction > 0:
         split = stratified_split(train.labels, config.val_fraction, seed=split_seed)
         train, val = train.subset(split.rest), train.subset(split.held_out)
@@ -132,7 +145,7 @@ def _split(loaded: DataBundle, config: DataConfig, seed: int) -> DataBundle:
         train = train.with_labels(keep_labels(train.labels, config.num_labels, seed=split_seed))
     if config.labelled_only:
         train = train.subset((train.labels != UNLABELLED).nonzero().flatten())
-    return dataclasses.replace(loaded, train=train, val=val)
+    return dataclasses.replace(loaded, train=train, val=val, notes=notes)
 
 
 def _first_classes(loaded: DataBundle, count: int) -> DataBundle:

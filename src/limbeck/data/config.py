@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from limbeck.core.settings import Settings
 
@@ -54,6 +61,8 @@ class DataConfig(Settings):
         num_classes: only the first so many classes, in the data's order, in every split; None
             takes all.
         fraction: share of the training images used at all, stratified; 1 uses all.
+        imbalance_factor: makes the classes a long tail, the first one this many times as frequent
+            as the last (see :func:`~limbeck.data.splits.long_tailed_subset`); None leaves them.
         num_labels: training images whose label is kept, stratified; the others become
             unlabelled (-1). None keeps all.
         labelled_only: train on the labelled images alone.
@@ -68,9 +77,20 @@ class DataConfig(Settings):
     split_seed: int | None = None
     num_classes: int | None = Field(None, ge=2)
     fraction: float = Field(1.0, gt=0, le=1)
+    imbalance_factor: float | None = None
     num_labels: PositiveInt | None = None
     labelled_only: bool = False
     augment: AugmentConfig = AugmentConfig()
+
+    @field_validator("imbalance_factor", mode="after")
+    @classmethod
+    def _first_classes_are_frequent(cls, factor: float | None) -> float | None:
+        if factor is not None and factor <= 1:
+            raise ValueError(
+                "must be above 1: the first class's images over the last one's, 100 where other "
+                "codes write 0.01"
+            )
+        return factor
 
     @model_validator(mode="after")
     def _files_are_named(self) -> Self:

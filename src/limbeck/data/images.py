@@ -225,6 +225,10 @@ class DataBundle:
         """Images by split and class; images without a class count as ``"(unlabelled)"``."""
         return {name: _count_classes(source) for name, source in self.splits.items()}
 
+    def label_counts(self) -> Tensor:
+        """Labelled training images of each class: ``(K,)`` int64."""
+        return torch.bincount(self.train.labels + 1, minlength=self.num_classes + 1)[1:]
+
     def split_fingerprints(self) -> dict[str, str]:
         """Each split's own fingerprint."""
         return {name: source.fingerprint() for name, source in self.splits.items()}

@@ -18,7 +18,9 @@ from torch import Tensor
 from limbeck.core.errors import DataError
 from limbeck.core.types import UNLABELLED
 
-__all__ = ["Split", "keep_labels", "stratified_split", "stratified_subset"]
+__all__ = ["Split", "keep_labels", "long_tailed_subset", "stratified_split", "stratified_subset"]
+
+_ROUNDING = 1e-9  # of a power that is a whole number but for its last digit
 
 
 class Split(NamedTuple):
@@ -92,6 +94,50 @@ def stratified_subset(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
     return _ascending(_stratified_order(labels, key=f"subset\x1f{seed}", offset=0.0)[:count])
 
 
+def long_tailed_subset(labels: Tensor, factor: float, *, seed: int) -> Tensor:
+    r"""Positions of images whose classes are the fewer the later they come, ascending.
+
+    .. math:: n_k = \lfloor n_{max} \, \mu^{-k / (K - 1)} \rfloor, \quad k = 0 \ldots K - 1
+
+    with n_max the images of the most frequent class, and K the classes that have any. No class
+    gets more images than it has, or none. A larger factor with the same seed gives a part of what
+    a smaller one gives. Images without a class stay.
+
+    Args:
+        labels: ``(N,)`` int64; -1 where unknown.
+        factor: mu, at least 1: how many times the last class's images the first one has.
+        seed: which images.
+
+    Raises:
+        DataError: if the factor is below 1, or there are fewer than two classes.
+
+    Source:
+        Cui, Jia, Lin, Song, Belongie, "Class-Balanced Loss Based on Effective Number of Samples",
+        CVPR 2019, https://arxiv.org/abs/1901.05555, section 5.1, and its authors' code. With
+        val_fraction 0 and factor 100 the classes of CIFAR have the sizes of CIFAR-10-LT and
+        CIFAR-100-LT; which images they hold is another draw than any code's.
+
+    Example:
+        >>> import torch
+        >>> positions = long_tailed_subset(torch.arange(3).repeat(9), 9, seed=0)
+        >>> torch.arange(3).repeat(9)[positions].bincount().tolist()
+        [9, 3, 1]
+    """
+    members = _by_lot(labels, key=f"long-tail\x1f{seed}")
+    kept = [position for _, position in members.pop(UNLABELLED, [])]
+    if factor < 1 or len(members) < 2:
+        raise DataError(
+            "a long tail takes a factor of at least 1 and two classes or more; got factor "
+            f"{factor:g} and {len(members)} classes"
+        )
+    largest = max(map(len, members.values()))
+    for rank, label in enumerate(sorted(members)):
+        wanted = largest * factor ** (-rank / (len(members) - 1))
+        count = max(1, math.floor(wanted + _ROUNDING))
+        kept += [position for _, position in sorted(members[label])[:count]]
+    return _ascending(kept)
+
+
 def keep_labels(labels: Tensor, count: int, *, seed: int) -> Tensor:
     """The same labels with all but ``count`` of them hidden, at least one of every class kept.
 
@@ -139,13 +185,18 @@ def _stratified_order(labels: Tensor, *, key: str, offset: float) -> list[int]:
     """All positions, each prefix stratified: offset 0.5 is fairest, 0 serves each class first."""
     # Apportionment by divisors (Webster's at offset 0.5, Adams's at 0), which, unlike largest
     # remainders, never takes a seat away when the house grows: hence the nested parts.
+    keyed = [
+        ((rank + offset) / len(lots), lot, position)
+        for lots in _by_lot(labels, key=key).values()
+        for rank, (lot, position) in enumerate(sorted(lots))
+    ]
+    return [position for _, _, position in sorted(keyed)]
+
+
+def _by_lot(labels: Tensor, *, key: str) -> dict[int, list[tuple[bytes, int]]]:
+    """By label, each image's lot and position."""
     members: defaultdict[int, list[tuple[bytes, int]]] = defaultdict(list)
     for position, label in enumerate(labels.tolist()):
         lot = hashlib.sha256(f"{key}\x1f{position}".encode()).digest()
         members[label].append((lot, position))
-    keyed = [
-        ((rank + offset) / len(lots), lot, position)
-        for lots in members.values()
-        for rank, (lot, position) in enumerate(sorted(lots))
-    ]
-    return [position for _, _, position in sorted(keyed)]
+    return members

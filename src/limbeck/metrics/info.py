@@ -14,6 +14,10 @@ _GUO = (
     "Guo, Pleiss, Sun, Weinberger, 'On Calibration of Modern Neural Networks', ICML 2017, "
     "https://arxiv.org/abs/1706.04599"
 )
+_LIU = (
+    "Liu, Miao, Zhan, Wang, Gong, Yu, 'Large-Scale Long-Tailed Recognition in an Open World', "
+    "CVPR 2019, https://arxiv.org/abs/1904.05160"
+)
 _STANTON = (
     "Stanton, Izmailov, Kirichenko, Alemi, Wilson, 'Does Knowledge Distillation Really Work?', "
     "NeurIPS 2021, https://arxiv.org/abs/2106.05945"
@@ -85,6 +89,33 @@ _ROWS = (
             "Shifts', ICLR 2020, https://arxiv.org/abs/1911.08731, with classes as groups"
         ),
         meaning="top-1 of the class that fares worst",
+    ),
+    MetricInfo(
+        name="many_shot",
+        unit="fraction",
+        low=0.0,
+        high=1.0,
+        higher_is_better=True,
+        source=_LIU,
+        meaning="mean top-1 of the classes with more than 100 training images",
+    ),
+    MetricInfo(
+        name="medium_shot",
+        unit="fraction",
+        low=0.0,
+        high=1.0,
+        higher_is_better=True,
+        source=_LIU,
+        meaning="mean top-1 of the classes with 20 to 100 training images",
+    ),
+    MetricInfo(
+        name="few_shot",
+        unit="fraction",
+        low=0.0,
+        high=1.0,
+        higher_is_better=True,
+        source=_LIU,
+        meaning="mean top-1 of the classes with fewer than 20 training images",
     ),
     MetricInfo(
         name="nll",

@@ -15,6 +15,7 @@ from limbeck.metrics.fidelity import (
 from limbeck.metrics.scores import (
     brier_score,
     negative_log_likelihood,
+    shot_accuracy,
     top_k_accuracy,
     worst_class_accuracy,
 )
@@ -29,6 +30,7 @@ def scorecard(
     validation: LabelledLogits | None = None,
     teacher_logits: ArrayLike | None = None,
     independent_teacher_logits: ArrayLike | None = None,
+    train_counts: ArrayLike | None = None,
 ) -> dict[str, float]:
     """Accuracy, calibration and fidelity of one student, as far as the inputs allow.
 
@@ -40,6 +42,7 @@ def scorecard(
         teacher_logits: ``(N, K)``, raw, of the same images; for fidelity.
         independent_teacher_logits: ``(N, K)``, of a teacher of the same kind that did not teach
             this student; for the control of fidelity.
+        train_counts: ``(K,)``, training images of each class; for accuracy by their number.
 
     Returns:
         Name to value, in the order of :data:`~limbeck.metrics.info.METRICS`, which says how to
@@ -55,6 +58,8 @@ def scorecard(
     if student.shape[1] > 5:
         card["top5"] = top_k_accuracy(student, classes, k=5)
     card["worst_class"] = worst_class_accuracy(student, classes)
+    if train_counts is not None:
+        card |= shot_accuracy(student, classes, train_counts)
     card["nll"] = negative_log_likelihood(student, classes)
     card["brier"] = brier_score(student, classes)
     card["ece"] = expected_calibration_error(student, classes)

@@ -7,20 +7,31 @@ those of :func:`~limbeck.metrics.arrays.as_labelled`. Units, ranges and sources 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax, softmax
 
+from limbeck.core.errors import ShapeError
 from limbeck.metrics.arrays import as_labelled
 
 __all__ = [
+    "FEW_SHOTS",
+    "MANY_SHOTS",
     "brier_score",
     "class_accuracy",
     "correct",
+    "is_long_tailed",
     "negative_log_likelihood",
+    "shot_accuracy",
     "top_k_accuracy",
     "worst_class_accuracy",
 ]
+
+# Training images of a class: above the one it is a many-shot class, below the other a few-shot one.
+MANY_SHOTS, FEW_SHOTS = 100, 20
+_LONG = 5  # times as frequent
 
 
 def correct(logits: ArrayLike, label: ArrayLike, *, k: int = 1) -> NDArray[np.bool_]:
@@ -139,3 +150,61 @@ def worst_class_accuracy(logits: ArrayLike, label: ArrayLike) -> float:
         A fraction in [0, 1], higher is better; never above top-1.
     """
     return float(np.nanmin(class_accuracy(logits, label)))
+
+
+def is_long_tailed(train_counts: ArrayLike) -> bool:
+    """Whether the most frequent class has five times the images of the rarest, or more.
+
+    Args:
+        train_counts: ``(K,)``, labelled training images of each class.
+
+    Example:
+        >>> is_long_tailed([500, 100]), is_long_tailed([500, 101])
+        (True, False)
+    """
+    counts = np.asarray(train_counts)
+    return bool(counts.max() >= max(1, _LONG * counts.min()))
+
+
+def shot_accuracy(logits: ArrayLike, label: ArrayLike, train_counts: ArrayLike) -> dict[str, float]:
+    """Mean top-1 accuracy of the classes with many, medium and few training images.
+
+    Many are more than 100, few are fewer than 20.
+
+    Args:
+        logits: ``(N, K)``, raw.
+        label: ``(N,)``, in ``[0, K)``.
+        train_counts: ``(K,)``, labelled training images of each class.
+
+    Returns:
+        ``many_shot``, ``medium_shot`` and ``few_shot``, fractions in [0, 1]: means over the
+        classes of a group, each counting alike, as far as they have images. NaN for a group
+        without any.
+
+    Raises:
+        ShapeError: if there is not one count for each class.
+
+    Source:
+        Liu, Miao, Zhan, Wang, Gong, Yu, "Large-Scale Long-Tailed Recognition in an Open World",
+        CVPR 2019, https://arxiv.org/abs/1904.05160, section 4. The authors' code also takes
+        exactly 100 for many and exactly 20 for few; this is the paper's rule.
+
+    Example:
+        >>> logits = [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
+        >>> shot_accuracy(logits, [0, 1, 1], [500, 5])
+        {'many_shot': 1.0, 'medium_shot': nan, 'few_shot': 0.5}
+    """
+    accuracy = class_accuracy(logits, label)
+    counts = np.asarray(train_counts)
+    if counts.shape != accuracy.shape:
+        raise ShapeError(
+            f"train_counts must be one number for each of {len(accuracy)} classes; got shape "
+            f"{counts.shape}"
+        )
+    many, few = counts > MANY_SHOTS, counts < FEW_SHOTS
+    groups = {"many_shot": many, "medium_shot": ~many & ~few, "few_shot": few}
+    known = ~np.isnan(accuracy)
+    return {
+        name: float(accuracy[group & known].mean()) if (group & known).any() else math.nan
+        for name, group in groups.items()
+    }

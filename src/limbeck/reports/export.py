@@ -14,6 +14,7 @@ from limbeck.metrics.info import METRICS
 from limbeck.reports.compared import Compared
 from limbeck.reports.comparison import ComparisonRow
 from limbeck.reports.runs import EpochScore, RunRecord
+from limbeck.reports.shots import SHOTS, shot_cells
 from limbeck.reports.statistics import PairedDifference
 from limbeck.reports.table import printable
 
@@ -165,6 +166,15 @@ def comparison_markdown(compared: Compared, *, title: str) -> str:
         if not records:
             row_cells = [_plain(compared.names[label]), _plain(compared.settings_note(label))]
             lines.append(_line([*row_cells, "no run", *[""] * (len(heading) - 3)]))
+    shots = [[_plain(row.label), *found] for row in compared.rows if (found := shot_cells(row))]
+    if shots:
+        heading = ["test %, by training images of a class", *SHOTS.values()]
+        lines += [
+            "",
+            _line(map(_plain, heading)),
+            _line(["---"] * len(heading)),
+            *map(_line, shots),
+        ]
     lines.append("")
     lines += [f"- {_plain(remark)}" for remark in compared.remarks()]
     return "\n".join(lines) + "\n"

@@ -582,7 +582,9 @@ class _Session:
             Teacher(self.parts.teacher.network).check_unchanged(self.teacher_hash)
         peak_memory = self._peak_memory()  # before anything is measured that training did not do
         speed = self._speed(networks["last"])
-        scores, faults = judge_answers(answers.get("test"), answers.get("val"))
+        scores, faults = judge_answers(
+            answers.get("test"), answers.get("val"), data.label_counts().tolist()
+        )
         if self.world.is_main:
             left_out = write_predictions(answers, folder.predictions)
             faults += [] if left_out is None else [left_out]

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from limbeck.core.errors import LimbeckError
@@ -16,6 +17,7 @@ from limbeck.core.types import UNLABELLED
 from limbeck.engine.evaluate import KeptLogits
 from limbeck.metrics.arrays import LabelledLogits
 from limbeck.metrics.scorecard import scorecard
+from limbeck.metrics.scores import is_long_tailed
 from limbeck.models import save_weights
 
 __all__ = ["MOST_BYTES", "judge_answers", "write_predictions"]
@@ -54,17 +56,19 @@ def write_predictions(answers: Mapping[str, KeptLogits], path: Path) -> str | No
 
 
 def judge_answers(
-    test: KeptLogits | None, val: KeptLogits | None
+    test: KeptLogits | None, val: KeptLogits | None, train_counts: ArrayLike | None = None
 ) -> tuple[dict[str, dict[str, float | None]], list[str]]:
     """Every number of the scorecard on the test split, by network.
 
     Images without a label do not count. Calibration is fitted on validation where there is one;
-    fidelity needs the answers of "teacher", its control those of "independent".
+    fidelity needs the answers of "teacher", its control those of "independent". Accuracy by the
+    number of training images is told where these have a long tail.
 
     Args:
         test: answers of "last", "best_on_validation", "teacher", "independent", as far as there
             are such networks; None without a test split.
         val: the same on validation.
+        train_counts: ``(K,)``, labelled training images of each class.
 
     Returns:
         Network to metric to value, None in place of NaN; and a sentence for each network that
@@ -76,6 +80,8 @@ def judge_answers(
         return scores, faults
     held_out = _labelled(test)
     fitted_on = {} if val is None else _labelled(val)
+    if train_counts is not None and not is_long_tailed(train_counts):
+        train_counts = None
     others = {
         name: held_out[name].logits for name in ("teacher", "independent") if name in held_out
     }
@@ -88,6 +94,7 @@ def judge_answers(
                 validation=fitted_on.get(name),
                 teacher_logits=others["teacher"] if taught else None,
                 independent_teacher_logits=others.get("independent") if taught else None,
+                train_counts=train_counts,
             )
         except LimbeckError as error:  # a network that has diverged, of a run that is done
             faults.append(f"no scores of {name}: {error}")

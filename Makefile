@@ -10,12 +10,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint docs clean
 
 help:
 	@echo "make demo    train a teacher, distil it three ways, compare (minutes)"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and mypy"
+	@echo "make docs    write the pages of docs/methods anew"
 	@echo "make clean   remove .venv, caches and build outputs; runs and demo results stay"
 
 install: $(INSTALLED)
@@ -30,6 +31,9 @@ lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache src/limbeck.egg-info

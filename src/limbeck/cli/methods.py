@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import textwrap
+from typing import Any
 
 from rich.table import Table
 
@@ -15,7 +16,7 @@ from limbeck.core.settings import Settings
 from limbeck.methods import METHODS, find_method
 from limbeck.methods.base import MethodConfig, MethodEntry
 
-__all__ = ["formula_text", "show_methods"]
+__all__ = ["formula_text", "method_facts", "show_methods"]
 
 _WIDEST = 100  # columns of running text
 _MARKS = re.compile(r":[a-z]+:`~?([^`]*)`|``([^`]*)``")  # reST's roles and literals
@@ -46,6 +47,25 @@ def show_methods(name: str | None, *, as_json: bool) -> None:
         _card(name, find_method(name), as_json=as_json)
 
 
+def method_facts(name: str) -> dict[str, Any]:
+    """All that is known of one method, as plain values.
+
+    Returns:
+        ``name``, ``family``, ``stages`` by name, ``defaults`` and ``meanings`` by setting,
+        ``summary`` in one line, ``card`` as it stands, ``use``: a command that trains by it.
+
+    Raises:
+        UnknownNameError: with the nearest names, if there is none.
+    """
+    entry = find_method(name)
+    return {
+        **_facts(name, entry),
+        "meanings": _meanings(entry.config),
+        "card": _text(entry),
+        "use": f"limbeck {_command(name, entry)}",
+    }
+
+
 def _list(*, as_json: bool) -> None:
     if as_json:
         print(json.dumps({name: _facts(name, entry) for name, entry in METHODS.items()}))  # noqa: T201
@@ -62,7 +82,7 @@ def _list(*, as_json: bool) -> None:
 
 def _card(name: str, entry: MethodEntry, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({**_facts(name, entry), "card": _text(entry)}))  # noqa: T201
+        print(json.dumps(method_facts(name)))  # noqa: T201
         return
     console = make_console()
     console.print(printable_lines(_readable(_text(entry), min(console.width, _WIDEST))))

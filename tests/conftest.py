@@ -11,6 +11,8 @@ from contextlib import contextmanager
 os.environ["OMP_NUM_THREADS"] = "1"
 # Output is compared as it is without a terminal; parallel test workers set a width.
 os.environ.pop("COLUMNS", None)
+# What runs find once for all is kept by the tests of that alone, in folders of their own.
+os.environ["LIMBECK_CACHE"] = ""
 
 import pytest
 import torch

@@ -13,6 +13,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from limbeck.engine.loop import InterruptedRun
 from limbeck.methods.base import Method, MethodConfig, MethodEntry, Needs, Stage
 from limbeck.methods.ce import CE, CEConfig
 from limbeck.methods.output.kd import KD, KDConfig
+from limbeck.methods.output.wkd_logit import WKDLogit
 from limbeck.runs.config import RunConfig
 from limbeck.runs.execute import Parts, rehearse, resume
 from limbeck.runs.summary import read_summary
@@ -516,6 +518,87 @@ def test_a_pass_over_the_data_is_made_once_and_kept_in_the_checkpoint(small, tmp
     assert torch.cat([batch.index for batch in seen]).tolist() == list(range(303))
     plain = small.parts(config).data.train.images
     assert torch.equal(torch.cat([batch.image for batch in seen]), plain.float() / 255)
+
+
+@pytest.fixture
+def counted(monkeypatch, tmp_path):
+    """How often WKD-L went over the data, and the folder where it keeps what it found."""
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "kept"))
+    calls = []
+    prepare = WKDLogit.prepare
+
+    def counting(self, teacher, batches):
+        calls.append(type(self).__name__)
+        prepare(self, teacher, batches)
+
+    monkeypatch.setattr(WKDLogit, "prepare", counting)
+    return SimpleNamespace(calls=calls, folder=tmp_path / "kept" / "prepared")
+
+
+def wkd(small, **fields):
+    settings = {"name": "wkd_logit", "cost": "logits", **fields.pop("method", {})}
+    return small.config(settings, epochs=1, **fields)
+
+
+def test_what_a_pass_found_is_kept_for_runs_with_the_same_teacher_and_images(
+    small, tmp_path, counted
+):
+    first, ear = small.run(wkd(small), tmp_path / "first"), small.Ear()
+    again = small.run(wkd(small), tmp_path / "again", observer=ear)
+    assert len(counted.calls) == len(list(counted.folder.iterdir())) == 1
+    assert any("no pass over the data; its result is in" in note for note in ear.notes)
+    assert again.student_hash == first.student_hash
+    assert small.rows(tmp_path / "again") == small.rows(tmp_path / "first")
+    # What the prices do not depend on changes nothing, another seed neither.
+    small.run(wkd(small, seed=1, method={"transport_weight": 5.0}), tmp_path / "other")
+    assert len(counted.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"method": {"cost_sharpness": 2.0}},
+        {"data": {"split_seed": 1}},
+        {"data": {"num_labels": 100}},
+        {"train": {"eval_batch_size": 100}},
+        {"teacher": "another"},
+    ],
+    ids=str,
+)
+def test_what_a_pass_depends_on_makes_a_new_one(small, tmp_path, counted, changed):
+    small.run(wkd(small), tmp_path / "first")
+    if changed == {"teacher": "another"}:
+        other = small.config("ce", student="digits_cnn_tiny", epochs=1, seed=7)
+        small.run(other, tmp_path / "teacher")
+        changed = {"teacher": {"run": str(tmp_path / "teacher")}}
+    small.run(wkd(small, **changed), tmp_path / "second")
+    assert len(counted.calls) == len(list(counted.folder.iterdir())) == 2
+
+
+def test_a_kept_result_that_is_damaged_is_named_and_made_anew(small, tmp_path, counted):
+    first = small.run(wkd(small), tmp_path / "first")
+    (kept,) = counted.folder.iterdir()
+    content = kept.read_bytes()
+    kept.write_bytes(content[:-3])
+    ear = small.Ear()
+    again = small.run(wkd(small), tmp_path / "again", observer=ear)
+    assert any(str(kept) in note and "made anew" in note for note in ear.notes)
+    assert again.student_hash == first.student_hash
+    assert kept.read_bytes() == content
+
+
+def test_where_nothing_can_be_kept_a_run_says_so_and_goes_on(small, tmp_path, counted):
+    counted.folder.parent.write_text("a file")
+    ear = small.Ear()
+    assert small.run(wkd(small), tmp_path / "run", observer=ear).method == "wkd_logit"
+    assert any("is not kept" in note for note in ear.notes)
+
+
+def test_a_rehearsal_and_a_cost_without_a_pass_keep_nothing(small, tmp_path, counted):
+    config = wkd(small)
+    rehearse(config, small.parts(config))
+    small.run(wkd(small, method={"cost": "classifier"}), tmp_path / "run")
+    assert not counted.folder.exists()
 
 
 def test_a_rehearsal_measures_and_leaves_everything_as_it_was(finished, small, tmp_path):

@@ -61,6 +61,9 @@ class Needs:
         teacher_classifier: the same of the teacher.
         teacher_batch_norms: whether :meth:`Probe.batch_norm` knows what stands before the
             teacher's layers.
+        before_training: where the teacher's layers and classifier serve
+            :meth:`Method.from_probe` and :meth:`Method.prepare` alone, and steps read its logits:
+            the settings that decide what these two find.
         views: names of further views the batch must hold.
         stop_student: end the student's forward pass once its last layer was tapped, so that
             nothing behind it runs, learns, or moves a batch-norm statistic.
@@ -72,6 +75,7 @@ class Needs:
     student_classifier: bool = False
     teacher_classifier: bool = False
     teacher_batch_norms: bool = False
+    before_training: tuple[str, ...] = ()
     views: tuple[str, ...] = ()
     stop_student: bool = False
 
@@ -190,6 +194,9 @@ class Method(nn.Module, Generic[C]):
 
         The batches hold every training image once, in order and without augmentation. What it
         finds goes into buffers, so that it is in the checkpoint.
+
+        Where :attr:`Needs.before_training` names the settings that it depends on, beside teacher
+        and images, later runs with the same ones read its buffers from a file and make no pass.
         """
         del teacher, batches
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck._version import __version__
-from limbeck.core.errors import ModelError, RunFolderError, TeacherChangedError
+from limbeck.core.errors import CheckpointError, ModelError, RunFolderError, TeacherChangedError
 from limbeck.core.types import Batch, Outputs, keyed_generator
 from limbeck.data import DataBundle, ImageSource, TrainLoader, build_data, eval_batches
 from limbeck.data.images import joint_fingerprint
@@ -36,6 +36,8 @@ from limbeck.runs.folder import RunFolder, describe_environment
 from limbeck.runs.measure import PeakMemory, deployed_bytes, images_per_second
 from limbeck.runs.networks import NamedNetwork, StudentCard, build_student, build_teacher
 from limbeck.runs.predictions import judge_answers, write_predictions
+from limbeck.runs.prepared import keep_buffers, prepared_path, recall_buffers
+from limbeck.runs.provenance import sources_hash
 from limbeck.runs.summary import EpochResult, RunSummary, TestResult, read_summary
 from limbeck.teacher import Teacher, state_hash
 
@@ -247,6 +249,7 @@ class _Session:
         self.trainable = {n: p.requires_grad for n, p in self.student.named_parameters()}
         self.split_hashes = parts.data.split_fingerprints()
         self.data_hash = joint_fingerprint(self.split_hashes)
+        self.is_rehearsal = False  # which writes nothing
         self.memory = PeakMemory(self.device)
         self.loader = self._make_loader()
         self._taps = ExitStack()  # hooks on the two networks
@@ -425,6 +428,17 @@ class _Session:
     def _prepare(self, method: Method[Any]) -> None:
         if self.teacher is None:
             return
+        kept = self._kept_preparation(method)
+        if kept is not None and kept.exists():
+            try:
+                recall_buffers(method, kept)
+            except CheckpointError as error:
+                self.note(f"{error}; the pass over the data is made anew")
+            else:
+                self.note(
+                    f"stage {self.stage.name}: no pass over the data; its result is in {kept}"
+                )
+                return
         # The whole set in every process, so that all of them find the same.
         whole = eval_batches(
             self.parts.data.train,
@@ -433,7 +447,36 @@ class _Session:
             device=self.device,
         )
         layout = self.config.train.memory_format
+        before = {name: buffer.clone() for name, buffer in method.named_buffers()}
         method.prepare(self.teacher, (b.to(self.device, memory_format=layout) for b in whole))
+        found = {n: b for n, b in method.named_buffers() if not torch.equal(b, before[n])}
+        if found and kept is not None and self.world.is_main and not self.is_rehearsal:
+            try:
+                keep_buffers(found, kept)
+            except RunFolderError as error:
+                self.note(f"the result of the pass over the data is not kept: {error}")
+
+    def _kept_preparation(self, method: Method[Any]) -> Path | None:
+        """Where the result of the method's pass over the data may lie; None where none is kept."""
+        names = method.needs(method.config).before_training
+        settings = method.config.plain()
+        if settings.keys() >= set(names):  # not of a method within another
+            settings = {name: settings[name] for name in names}
+        named, train = self.parts.teacher, self.config.train
+        if named is None or not names or type(method).prepare is Method.prepare:
+            return None
+        return prepared_path(
+            {
+                "method": type(method).__qualname__,
+                "settings": settings,
+                "teacher": [named.name, self.teacher_hash, named.normalization.plain()],
+                "classes": None if named.classes is None else list(named.classes),
+                "images": self.split_hashes["train"],
+                "code": [sources_hash(), torch.__version__],
+                "machine": [self.device.type, torch.get_num_threads()],
+                "batches": [train.eval_batch_size, train.channels_last],
+            }
+        )
 
     def _make_loader(self, views: Sequence[str] = ()) -> TrainLoader:
         """Training batches of this process."""
@@ -699,6 +742,7 @@ class _Session:
     def rehearse(self) -> Rehearsal:
         """One whole batch through every stage, a few times: once to warm up, then to measure."""
         self.student = copy.deepcopy(self.student)
+        self.is_rehearsal = True
         stages, total, per_step = [], 0.0, 0.0
         for index, (stage, epochs) in enumerate(zip(self.stages, self.stage_epochs, strict=True)):
             self.enter_stage(index)

@@ -8,7 +8,9 @@ teacher: ten Sinkhorn iterations at eps = 0.05. The term of the label has temper
 
 The price C of two classes comes from the teacher alone, in one pass over the training images:
 1 - exp(-kappa (1 - CKA)) of its features ("features") or scores ("logits"), or of the cosine of
-its classifier's weights ("classifier"), which takes no pass.
+its classifier's weights ("classifier"), which takes no pass. What a pass finds is kept in the
+folder that the environment's LIMBECK_CACHE names, else in ~/.cache/limbeck, and read by later runs
+with the same teacher and images.
 
 Ten iterations are far from convergence here, and the size of the loss, hence lambda, depends on
 them: the plan's columns miss the teacher's probabilities by 0.07 in sum, and the loss is neither 0
@@ -53,6 +55,8 @@ from limbeck.methods.base import Method, MethodConfig, Needs, Probe
 __all__ = ["WKDLogit", "WKDLogitConfig", "WKDTerms", "wkd_logit_loss", "wkd_terms"]
 
 _COST_EPSILON = 1e-8  # added to every price, as the authors' code does
+# The settings that the prices depend on.
+_OF_THE_COST = ("cost", "cost_sharpness", "teacher_layer", "teacher_layout", "images_per_class")
 
 Solver = Literal["official", "converged"]
 
@@ -231,7 +235,11 @@ class WKDLogit(Method[WKDLogitConfig]):
     def needs(cls, config: WKDLogitConfig) -> Needs:
         """What the cost is from."""
         layers = (config.teacher_layer,) if config.cost == "features" else ()
-        return Needs(teacher_layers=layers, teacher_classifier=config.cost == "classifier")
+        return Needs(
+            teacher_layers=layers,
+            teacher_classifier=config.cost == "classifier",
+            before_training=_OF_THE_COST,
+        )
 
     @classmethod
     def from_probe(cls, config: WKDLogitConfig, probe: Probe) -> Self:

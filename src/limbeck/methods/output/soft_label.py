@@ -4,13 +4,14 @@ r"""Soft labels: learn from the teacher alone; no label is read.
 
 The method "kd" without its cross-entropy. What the teacher says of an image stands in for its
 label, so every image counts alike, labelled or not. "Function matching" is this loss, the same
-augmented pixels for both networks (as everywhere in this library) and a long schedule.
+augmented and mixed pixels for both networks (``--mixup``) and a long schedule: the recipe
+``limbeck.recipes.function_matching``.
 
 Source: Beyer, Zhai, Royer, Markeeva, Anil, Kolesnikov, "Knowledge distillation: A good teacher is
     patient and consistent", CVPR 2022, https://arxiv.org/abs/2106.05237, section 3.
 Defaults: T = 1, as the authors' ImageNet configuration has it.
-Differs from the source: none in the loss. The paper also mixes images up (mixup) and trains for
-    1200 epochs and more, which are matters of data and schedule and not of this method.
+Differs from the source: none in the loss. Mixup and the paper's 1200 epochs and more are matters
+    of data and schedule, and not of this method.
 """
 
 from __future__ import annotations

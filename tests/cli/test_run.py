@@ -210,3 +210,35 @@ def test_mixed_images_are_an_option_and_a_method_that_cannot_take_them_is_named(
     assert refused.code == 2
     assert "'wkd_logit' takes one label an image" in refused.err
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("ce", ("--smoothing", "0.1")),
+        ("soft_label", ("--num-labels", "0", "--mixup", "1")),
+        ("kd", ("--num-labels", "0")),
+        ("hard_label", ("--smoothing", "0.1", "--cutmix", "1")),
+    ],
+)
+def test_the_plain_ways_with_labels_run_as_they_are_typed(
+    limbeck, tmp_path, quick, runs, method, options
+):
+    """Smoothed labels without a teacher, a teacher without labels, and its choice as a label."""
+    command = ("train",) if method == "ce" else ("distill", "--teacher", runs / "teacher")
+    named = () if method == "ce" else ("--method", method)
+    out = tmp_path / "run"
+    answer = limbeck(*command, *named, *TINY, *quick, *options, "--output", out)
+    assert answer.code == 0, answer.err
+    config = json.loads((out / "config.json").read_text())
+    assert config["method"]["label_smoothing"] == (0.1 if "--smoothing" in options else 0)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert (rows[-1]["train"]["ce"] == 0) == ("--num-labels" in options)
+    assert rows[-1]["train"]["loss"] > 0
+
+
+def test_without_any_label_cross_entropy_alone_is_refused(limbeck, tmp_path, quick):
+    answer = limbeck("train", *TINY, *quick, "--num-labels", "0", "--output", tmp_path / "run")
+    assert answer.code == 2
+    assert "ce learns from labels alone, and no training image has one" in answer.err
+    assert not (tmp_path / "run").exists()

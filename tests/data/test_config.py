@@ -13,7 +13,7 @@ def test_data_on_disk_need_a_folder(dataset):
 
 def test_every_fault_is_told_at_once():
     with pytest.raises(SettingsError) as raised:
-        DataConfig(fraction=0, val_fraction=1, num_labels=0, in_chans=2, dateset="digits")
+        DataConfig(fraction=0, val_fraction=1, num_labels=-1, in_chans=2, dateset="digits")
     message = str(raised.value)
     for name in ("fraction", "val_fraction", "num_labels", "in_chans", "did you mean 'dataset'"):
         assert name in message
@@ -24,6 +24,12 @@ def test_a_size_that_nothing_would_heed_is_refused(dataset):
     with pytest.raises(SettingsError, match=f"image_size is for image folders; '{dataset}' keeps"):
         DataConfig(dataset=dataset, data_dir="x", image_size=32)
     assert DataConfig(dataset="image_folder", data_dir="x", image_size=32).image_size == 32
+
+
+def test_hiding_all_labels_leaves_nothing_to_learn_from_labelled_images_alone():
+    assert DataConfig(num_labels=0).num_labels == 0
+    with pytest.raises(SettingsError, match="labelled_only with num_labels 0 leaves no image"):
+        DataConfig(num_labels=0, labelled_only=True)
 
 
 def test_padding_is_not_negative():

@@ -313,6 +313,19 @@ def test_two_data_sets_are_split_as_any_other_data():
     assert bundle.name == "python"
 
 
+def test_training_images_without_labels_have_the_classes_of_the_test_images():
+    unlabelled = TensorDataset(pairs(30).tensors[0], torch.full((30,), UNLABELLED))
+    bundle = bundle_from_datasets(
+        [unlabelled, pairs(9, seed=1)], PYTHON.changed(val_fraction=0), seed=0
+    )
+    assert bundle.train.class_names == bundle.test.class_names == ("0", "1", "2")
+    assert (bundle.train.labels == UNLABELLED).all()
+    with pytest.raises(DataError, match=r"no training image has a label, .* val_fraction to 0"):
+        bundle_from_datasets([unlabelled, pairs(9)], PYTHON, seed=0)
+    three = bundle_from_datasets([unlabelled, pairs(6), pairs(9)], PYTHON, seed=0)
+    assert (len(three.train), len(three.val)) == (30, 6)
+
+
 def test_three_data_sets_are_train_val_and_test():
     sets = [pairs(count, seed=count) for count in (30, 6, 9)]
     bundle = bundle_from_datasets(sets, PYTHON, seed=0)

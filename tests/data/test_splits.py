@@ -129,7 +129,7 @@ def test_labels_already_hidden_stay_hidden():
     hidden = keep_labels(labels, 3, seed=0)
     assert hidden[[1, 3]].tolist() == [-1, -1]
     assert int((hidden >= 0).sum()) == 3
-    with pytest.raises(DataError, match="and 4, all there are; got 5"):
+    with pytest.raises(DataError, match="and 4, all there are, or 0; got 5"):
         keep_labels(labels, 5, seed=0)
 
 
@@ -211,3 +211,7 @@ def test_images_without_a_class_are_no_part_of_the_tail():
 def test_a_tail_that_would_be_none_is_refused(labels, factor, said):
     with pytest.raises(DataError, match=said):
         long_tailed_subset(torch.tensor(labels), factor, seed=0)
+
+
+def test_no_label_is_kept_where_none_is_asked_for(labels):
+    assert (keep_labels(labels, 0, seed=0) == -1).all()

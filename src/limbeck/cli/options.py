@@ -158,7 +158,9 @@ OPTIONS: tuple[RunOption, ...] = (
         float,
         "Long tail: the first class this many times as frequent as the last.",
     ),
-    RunOption(("--num-labels",), "data.num_labels", int, "Training images that keep a label."),
+    RunOption(
+        ("--num-labels",), "data.num_labels", int, "Training images that keep a label; 0 hides all."
+    ),
     RunOption(("--crop-padding",), "data.augment.crop_padding", int, "Random crop's padding."),
     RunOption(("--hflip",), "data.augment.flip", bool, "Random mirroring.", value=True),
     RunOption(

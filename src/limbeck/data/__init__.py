@@ -101,7 +101,8 @@ def bundle_from_datasets(
 
     Args:
         datasets: (train, test) or (train, val, test); see :func:`image_set_from_dataset`. The
-            classes are those of the training images.
+            classes are those of the training images, or of the test images where no training
+            image has one.
         config: what becomes of them.
         seed: the run's seed.
 
@@ -113,6 +114,9 @@ def bundle_from_datasets(
             f"wanted (train, test) or (train, val, test) data sets; got {len(datasets)}"
         )
     train = image_set_from_dataset(datasets[0])
+    if not train.class_names:
+        judged = image_set_from_dataset(datasets[-1])
+        train = dataclasses.replace(train, class_names=judged.class_names)
     sources = [train]
     for other in datasets[1:]:
         # A data set that names its own classes is held to them, so that other ones are noticed.
@@ -139,6 +143,11 @@ def _split(loaded: DataBundle, config: DataConfig, seed: int) -> DataBundle:
             "them has the same tail, and says little of rare classes",
         )
     if val is None and config.val_fraction > 0:
+        if not (train.labels != UNLABELLED).any():
+            raise DataError(
+                "no training image has a label, so none of them can judge: set val_fraction to 0, "
+                "or bring labelled validation images"
+            )
         split = stratified_split(train.labels, config.val_fraction, seed=split_seed)
         train, val = train.subset(split.rest), train.subset(split.held_out)
     if config.num_labels is not None:

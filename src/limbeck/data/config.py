@@ -64,7 +64,7 @@ class DataConfig(Settings):
         imbalance_factor: makes the classes a long tail, the first one this many times as frequent
             as the last (see :func:`~limbeck.data.splits.long_tailed_subset`); None leaves them.
         num_labels: training images whose label is kept, stratified; the others become
-            unlabelled (-1). None keeps all.
+            unlabelled (-1). None keeps all, 0 none.
         labelled_only: train on the labelled images alone.
         augment: random changes of training images.
     """
@@ -78,7 +78,7 @@ class DataConfig(Settings):
     num_classes: int | None = Field(None, ge=2)
     fraction: float = Field(1.0, gt=0, le=1)
     imbalance_factor: float | None = None
-    num_labels: PositiveInt | None = None
+    num_labels: NonNegativeInt | None = None
     labelled_only: bool = False
     augment: AugmentConfig = AugmentConfig()
 
@@ -98,4 +98,6 @@ class DataConfig(Settings):
             raise ValueError(f"dataset {self.dataset!r} needs data_dir, the folder of its files")
         if self.dataset != "image_folder" and self.image_size is not None:
             raise ValueError(f"image_size is for image folders; {self.dataset!r} keeps its size")
+        if self.labelled_only and self.num_labels == 0:
+            raise ValueError("labelled_only with num_labels 0 leaves no image to learn from")
         return self

@@ -145,14 +145,15 @@ def keep_labels(labels: Tensor, count: int, *, seed: int) -> Tensor:
 
     Args:
         labels: ``(N,)`` int64; -1 where already unknown.
-        count: labels kept, at least one for each class and at most all.
+        count: labels kept, at least one for each class and at most all; or 0.
         seed: which images.
 
     Returns:
         ``(N,)`` int64, -1 at every image but ``count``.
 
     Raises:
-        DataError: if ``count`` is below the number of classes or above that of labels.
+        DataError: if ``count`` is above 0 and below the number of classes, or above that of
+            labels.
 
     Example:
         >>> import torch
@@ -161,10 +162,10 @@ def keep_labels(labels: Tensor, count: int, *, seed: int) -> Tensor:
     """
     labelled = (labels != UNLABELLED).nonzero().flatten()
     num_classes = len(set(labels[labelled].tolist()))
-    if not num_classes <= count <= len(labelled):
+    if count != 0 and not num_classes <= count <= len(labelled):
         raise DataError(
             f"the number of labels kept must be between {num_classes}, one for each class, and "
-            f"{len(labelled)}, all there are; got {count}"
+            f"{len(labelled)}, all there are, or 0; got {count}"
         )
     order = _stratified_order(labels[labelled], key=f"labels\x1f{seed}", offset=0.0)
     kept = labelled[_ascending(order[:count])]

@@ -11,8 +11,11 @@ Differs from the source: images without a label count for nothing, and a batch w
 
 from __future__ import annotations
 
-from limbeck.core.types import Batch, LossTerms, Outputs, Progress
-from limbeck.methods.base import Method, MethodConfig, Needs
+from typing import Self
+
+from limbeck.core.errors import DataError
+from limbeck.core.types import UNLABELLED, Batch, LossTerms, Outputs, Progress
+from limbeck.methods.base import Method, MethodConfig, Needs, Probe
 
 __all__ = ["CE", "CEConfig"]
 
@@ -31,6 +34,20 @@ class CE(Method[CEConfig]):
         """No teacher."""
         del config
         return Needs(teacher=False)
+
+    @classmethod
+    def from_probe(cls, config: CEConfig, probe: Probe) -> Self:
+        """Nothing to build.
+
+        Raises:
+            DataError: if no training image has a label.
+        """
+        if probe.labels is not None and not (probe.labels != UNLABELLED).any():
+            raise DataError(
+                "ce learns from labels alone, and no training image has one; keep some "
+                "(data.num_labels), or learn from a teacher"
+            )
+        return cls(config)
 
     def forward(
         self, batch: Batch, student: Outputs, teacher: Outputs, progress: Progress

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from limbeck.core.errors import RunFolderError
-from limbeck.core.files import fsync_file, fsync_folder, write_durably
+from limbeck.core.files import fsync_file, fsync_folder, open_durably, write_durably
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
@@ -37,6 +37,17 @@ def test_a_full_disk_keeps_the_old_file_and_says_so(tmp_path, full_disk):
     wanted = r"a could not be written: File too large\. Free space"
     with full_disk(), pytest.raises(RunFolderError, match=wanted):
         write_durably(path, b"x" * 10_000)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_file_that_was_not_written_to_its_end_is_not_there(tmp_path, error):
+    path = tmp_path / "a"
+    write_durably(path, b"old")
+    with pytest.raises(error), open_durably(path) as file:
+        file.write(b"half of the new")
+        raise error
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

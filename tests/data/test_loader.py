@@ -68,6 +68,49 @@ def test_order_and_changes_depend_on_seed_and_epoch(make_images):
     assert order(0, 0) != sorted(order(0, 0))
 
 
+def shown(batches):
+    """Pixels by position in the set: of the image and of every further view."""
+    return {
+        int(index): [batch.image[row], *(view[row] for view in batch.views.values())]
+        for batch in batches
+        for row, index in enumerate(batch.index)
+    }
+
+
+def assert_same_pixels(found, expected):
+    assert found.keys() == expected.keys()
+    for index, pixels in found.items():
+        assert all(map(torch.equal, pixels, expected[index]))
+
+
+def test_a_cycle_shows_the_same_changes_again_in_another_order(make_images):
+    images = make_images(40)
+    cycled = AUGMENT.changed(cycle=2)
+    loader = loader_of(images, augment=cycled, views=VIEWS)
+    epochs = [list(loader.epoch(epoch)) for epoch in range(4)]
+    plain = [list(loader_of(images, views=VIEWS).epoch(epoch)) for epoch in range(2)]
+    for epoch, batches in enumerate(epochs):
+        assert_same_pixels(shown(batches), shown(plain[epoch % 2]))
+    orders = {tuple(torch.cat([b.index for b in batches]).tolist()) for batches in epochs}
+    assert len(orders) == 4
+
+
+def test_the_seed_of_the_changes_leaves_the_order_to_the_runs(make_images):
+    images = make_images(40)
+    own = list(loader_of(images, seed=3).epoch(0))
+    found = list(loader_of(images, seed=3, augment=AUGMENT.changed(seed=5)).epoch(0))
+    assert all(map(torch.equal, [b.index for b in found], [b.index for b in own]))
+    assert_same_pixels(shown(found), shown(loader_of(images, seed=5).epoch(0)))
+
+
+def test_in_order_is_the_same_epoch_by_position(make_images):
+    loader = loader_of(make_images(22), views=VIEWS)
+    batches = list(loader.in_order(3))
+    assert torch.cat([batch.index for batch in batches]).tolist() == list(range(22))
+    assert_same_pixels(shown(batches), shown(loader.epoch(3)))
+    assert torch.equal(torch.cat([b.label for b in batches]), loader.source.labels)
+
+
 @pytest.mark.parametrize("start", range(7))
 def test_starting_late_gives_exactly_the_batches_that_were_left(make_images, start):
     loader = loader_of(make_images(22), views=VIEWS)

@@ -178,6 +178,13 @@ OPTIONS: tuple[RunOption, ...] = (
     RunOption(
         ("--mixup-prob",), "data.augment.mix_prob", float, "Share of images mixed.  [default: 1.0]"
     ),
+    RunOption(
+        ("--augment-cycle",),
+        "data.augment.cycle",
+        int,
+        "Epochs after which the same changes of an image come again.",
+    ),
+    RunOption(("--augment-seed",), "data.augment.seed", int, "Of these changes, if not the run's."),
     RunOption(("--epochs",), "schedule.epochs", int, "Of the whole run.  [default: 240]"),
     RunOption(
         ("--sched",),

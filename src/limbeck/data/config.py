@@ -30,6 +30,8 @@ class AugmentConfig(Settings):
         cutmix_alpha: put a box of another image into each, of one minus such a share of its
             area; 0 cuts none. Where both are above 0, an image is blended or cut, at even odds.
         mix_prob: share of the images that are mixed at all.
+        cycle: after so many epochs the same changes come again; None draws new ones every epoch.
+        seed: of the draws; None takes the run's.
     """
 
     crop_padding: NonNegativeInt = 0
@@ -37,11 +39,32 @@ class AugmentConfig(Settings):
     mixup_alpha: NonNegativeFloat = 0.0
     cutmix_alpha: NonNegativeFloat = 0.0
     mix_prob: float = Field(1.0, ge=0, le=1)
+    cycle: PositiveInt | None = None
+    seed: int | None = None
+
+    @model_validator(mode="after")
+    def _partners_do_not_come_again(self) -> Self:
+        if self.mixes and self.cycle is not None:
+            raise ValueError(
+                "whom an image is mixed with depends on the order of the epoch, so changes cannot "
+                "come again: leave out cycle, or mixup_alpha and cutmix_alpha"
+            )
+        return self
 
     @property
     def mixes(self) -> bool:
         """Whether any image is mixed with another."""
         return self.mix_prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
+    def key(self, seed: int, epoch: int) -> tuple[int, int]:
+        """The seed and number of the draw that one epoch of a run shows.
+
+        Example:
+            >>> AugmentConfig(cycle=3).key(7, 5)
+            (7, 2)
+        """
+        own = seed if self.seed is None else self.seed
+        return own, epoch if self.cycle is None else epoch % self.cycle
 
 
 class DataConfig(Settings):

@@ -125,11 +125,10 @@ class TrainLoader:
         order = torch.randperm(
             len(self.source), generator=keyed_generator(self.seed, epoch, "order")
         ).to(self.source.labels.device)
-        tables = {view: self._table(view, epoch) for view in ("", *self.views)}
         steps = range(start_step, self.num_steps)
         chunks = [self._slice(order, step) for step in steps]
         if not self.augment.mixes:
-            return self._batches(chunks, tables)
+            return self._batches(chunks, epoch)
         others = partners(order)
         mix = MixTable.draw(
             self.augment,
@@ -142,12 +141,25 @@ class TrainLoader:
             _Pairs.of(chunk, self._slice(others, step))
             for step, chunk in zip(steps, chunks, strict=True)
         ]
-        return self._mixed_batches(pairs, tables, mix)
+        return self._mixed_batches(pairs, self._tables(epoch), mix)
+
+    def in_order(self, epoch: int) -> Iterator[Batch]:
+        """Every image of the set once, as that epoch shows it, in the set's own order.
+
+        The whole set in every process; the last batch may be smaller. Nothing is mixed: whom an
+        image is mixed with depends on the order of an epoch.
+        """
+        positions = torch.arange(len(self.source), device=self.source.labels.device)
+        return self._batches(list(torch.split(positions, self.batch_size)), epoch)
+
+    def _tables(self, epoch: int) -> dict[str, EpochTable | StrongTable]:
+        return {view: self._table(view, epoch) for view in ("", *self.views)}
 
     def _table(self, view: str, epoch: int) -> EpochTable | StrongTable:
         """What one view of every image is in one epoch; "" is the batch's own."""
         kind = StrongTable if view == "strong" else EpochTable
-        table = kind.draw(self.augment, len(self.source), seed=self.seed, epoch=epoch, view=view)
+        seed, draw = self.augment.key(self.seed, epoch)
+        table = kind.draw(self.augment, len(self.source), seed=seed, epoch=draw, view=view)
         return table.to(self.device)
 
     def _slice(self, order: Tensor, step: int) -> Tensor:
@@ -157,9 +169,8 @@ class TrainLoader:
         start += self.rank * size
         return order[start : start + size]
 
-    def _batches(
-        self, chunks: list[Tensor], tables: Mapping[str, EpochTable | StrongTable]
-    ) -> Iterator[Batch]:
+    def _batches(self, chunks: list[Tensor], epoch: int) -> Iterator[Batch]:
+        tables = self._tables(epoch)
         for raw in _raw_batches(self.source, chunks, self.workers, self.device):
             seen = _seen(raw, tables)
             image = seen.pop("")

@@ -19,9 +19,10 @@ ALLOWED = {
     "layers": ("core",),
     "features": ("core", "layers"),
     "teacher": ("core", "features"),
+    "teacher_cache": ("core",),
     "methods": ("core", "features", "functional"),
     "losses": ("functional", "methods"),
-    "engine": ("core", "features", "metrics", "teacher", "methods.base"),
+    "engine": ("core", "features", "metrics", "teacher", "teacher_cache", "methods.base"),
     "runs": (
         "core",
         "data",
@@ -32,6 +33,7 @@ ALLOWED = {
         "metrics",
         "models",
         "teacher",
+        "teacher_cache",
     ),
     "recipes": ("core", "data", "engine", "methods", "models", "runs"),
     "analysis": (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.core.errors import TeacherChangedError
 from limbeck.core.normalization import Normalization
-from limbeck.core.types import Outputs
+from limbeck.core.types import Batch, Outputs
 from limbeck.features import ObservedNetwork
 
 __all__ = ["Teacher", "state_hash"]
@@ -74,6 +74,13 @@ class Teacher(nn.Module):
     def forward(self, image: Tensor, views: Mapping[str, Tensor] | None = None) -> Outputs:
         """Outputs for ``(B, C, H, W)`` images in [0, 1], and for their further views."""
         outputs: Outputs = self.observed(image, views)
+        return outputs
+
+    def answer(self, batch: Batch, epoch: int) -> Outputs:
+        """Outputs for a batch, in whatever epoch: how training asks every kind of teacher."""
+        del epoch
+        image = batch.image if batch.teacher_image is None else batch.teacher_image
+        outputs: Outputs = self(image, batch.views)
         return outputs
 
     def check_unchanged(self, expected: str) -> None:

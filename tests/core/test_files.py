@@ -45,9 +45,14 @@ def test_a_full_disk_keeps_the_old_file_and_says_so(tmp_path, full_disk):
 def test_a_file_that_was_not_written_to_its_end_is_not_there(tmp_path, error):
     path = tmp_path / "a"
     write_durably(path, b"old")
-    with pytest.raises(error), open_durably(path) as file:
-        file.write(b"half of the new")
-        raise error
+
+    def fail_halfway():
+        with open_durably(path) as file:
+            file.write(b"half of the new")
+            raise error
+
+    with pytest.raises(error):
+        fail_halfway()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

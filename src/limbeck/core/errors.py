@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 __all__ = [
+    "CacheError",
     "CheckpointError",
     "DataError",
     "DeviceError",
@@ -54,6 +55,10 @@ class DataError(LimbeckError, ValueError):
 
 class ModelError(LimbeckError, ValueError):
     """A network that cannot be built, or does not fit the data or its partner."""
+
+
+class CacheError(LimbeckError, ValueError):
+    """A teacher's stored answers that are missing, unfinished, damaged, or to other questions."""
 
 
 class CheckpointError(LimbeckError, ValueError):

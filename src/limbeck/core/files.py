@@ -51,6 +51,8 @@ def open_durably(path: Path) -> Iterator[BinaryIO]:
         fsync_file(temporary)
         temporary.replace(path)
         fsync_folder(path.parent)
+    except RunFolderError:  # of another file, written in the same block
+        raise
     except OSError as error:
         raise RunFolderError(
             f"{path} could not be written: {error.strerror or error}. Free space or choose "

@@ -12,7 +12,7 @@ from limbeck.engine.config import TrainConfig
 from limbeck.engine.distributed import World, join_ranks, share_buffers, sum_over_ranks
 from limbeck.metrics.accuracy import ClassificationTotals
 
-__all__ = ["KeptLogits", "evaluate", "evaluate_together"]
+__all__ = ["KeptLogits", "evaluate", "evaluate_together", "judge_logits"]
 
 
 class KeptLogits:
@@ -118,3 +118,15 @@ def evaluate_together(
         summed = sum_over_ranks(counted.as_tensor().to(device), world)
         found[name] = ClassificationTotals.from_tensor(summed, num_ranks=world.size).result()
     return found
+
+
+def judge_logits(logits: Tensor, label: Tensor) -> dict[str, float]:
+    """What :func:`evaluate` gives, of logits ``(N, K)`` that are there already.
+
+    Args:
+        logits: of every image of the split.
+        label: ``(N,)``, -1 where unknown.
+    """
+    totals = ClassificationTotals()
+    totals.add(logits, label)
+    return totals.result()

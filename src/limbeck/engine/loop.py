@@ -30,6 +30,7 @@ from limbeck.engine.step import Stepper
 from limbeck.engine.stopwatch import Stopwatch
 from limbeck.features import LogitNetwork
 from limbeck.teacher import Teacher
+from limbeck.teacher_cache import CachedTeacher
 
 __all__ = ["BestWeights", "InterruptedRun", "Interruption", "Loader", "StageLoop"]
 
@@ -128,7 +129,7 @@ class StageLoop:
 
     name: str
     learner: Learner
-    teacher: Teacher | None
+    teacher: Teacher | CachedTeacher | None
     loader: Loader
     val_batches: Callable[[], Iterable[Batch]] | None
     normalization: Normalization
@@ -250,9 +251,8 @@ class StageLoop:
         )
         teacher = NO_TEACHER
         if self.teacher is not None:
-            image = batch.image if batch.teacher_image is None else batch.teacher_image
             with self.teacher_clock, self.config.autocast(self.device):
-                teacher = self.teacher(image, batch.views)
+                teacher = self.teacher.answer(batch, self.epoch)
         terms = self.stepper.step(
             batch,
             teacher,

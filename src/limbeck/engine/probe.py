@@ -21,6 +21,7 @@ from limbeck.engine.norms import find_batch_norms
 from limbeck.features import ObservedNetwork
 from limbeck.methods.base import Method, Probe, Stage
 from limbeck.teacher import Teacher
+from limbeck.teacher_cache import CachedTeacher
 
 __all__ = ["build_learner", "check_fit", "dry_forward", "freeze_idle"]
 
@@ -71,7 +72,7 @@ def check_fit(student: Outputs, teacher: Outputs, *, num_classes: int) -> None:
 def build_learner(
     stage: Stage,
     student: nn.Module,
-    teacher: Teacher | None,
+    teacher: Teacher | CachedTeacher | None,
     batch: Batch,
     *,
     normalization: Normalization,
@@ -115,12 +116,15 @@ def build_learner(
             student.train()
             rest_parts(student, frozen)
             student_outputs = dry_forward("student", observed, batch)
-            teacher_outputs = (
-                NO_TEACHER if teacher is None else dry_forward("teacher", teacher, batch)
-            )
+            if isinstance(teacher, CachedTeacher):
+                teacher_outputs = teacher.before_training(batch, stage.name)
+            else:
+                teacher_outputs = (
+                    NO_TEACHER if teacher is None else dry_forward("teacher", teacher, batch)
+                )
             check_fit(student_outputs, teacher_outputs, num_classes=num_classes)
             batch_norms = {}
-            if teacher is not None and needs.teacher_batch_norms:
+            if isinstance(teacher, Teacher) and needs.teacher_batch_norms:
                 addresses = teacher.observed.tap.addresses
                 image = batch.image if batch.teacher_image is None else batch.teacher_image
                 seen = teacher.observed.normalize(image)

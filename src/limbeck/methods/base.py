@@ -79,6 +79,12 @@ class Needs:
     views: tuple[str, ...] = ()
     stop_student: bool = False
 
+    @property
+    def logits_suffice(self) -> bool:
+        """Whether a step asks nothing of the teacher but its logits, which can be stored."""
+        features = self.teacher_layers or self.teacher_classifier or self.teacher_batch_norms
+        return not features or bool(self.before_training)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchNormInfo:

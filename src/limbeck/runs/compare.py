@@ -32,7 +32,7 @@ _OWN = ("optim",)
 # Places and machines: what lies there is known by its hash, and how fast it ran is no setting.
 _NOT_COMPARED = re.compile(
     r"(.*\.)?(data\.data_dir|train\.(device|workers|checkpoint_\w+))"
-    r"|(independent_)?teacher\.(run|checkpoint)"
+    r"|(independent_)?teacher\.(cache|run|checkpoint)"
 )
 
 

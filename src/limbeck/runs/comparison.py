@@ -75,7 +75,9 @@ class ComparisonRecord(Settings):
         data: label to split to the fingerprint of what its runs learn and are judged from.
         teacher_hash: of the teacher that was given; None where there is none, or it is trained
             here.
+        teacher_cache: of its stored answers, where the runs learn from these.
         independent_teacher_hash: the same of the control.
+        independent_teacher_cache: likewise.
         rows: label to facts.
         looks: the numbers of seeds with which the table has been made, in order. Adding seeds
             after a look makes a chance finding likelier, so it is no secret.
@@ -87,7 +89,9 @@ class ComparisonRecord(Settings):
     code: CodeVersion
     data: dict[str, dict[str, str]]
     teacher_hash: str | None = None
+    teacher_cache: str | None = None
     independent_teacher_hash: str | None = None
+    independent_teacher_cache: str | None = None
     rows: dict[str, RowFacts] = Field({})
     looks: tuple[int, ...] = ()
     begun: str = ""
@@ -305,6 +309,9 @@ def check_record(then: ComparisonRecord, now: ComparisonRecord, where: Path) -> 
         was, is_now = (getattr(record, f"{name}_hash") for record in (then, now))
         if was != is_now and f"{name} " not in " ".join(found):
             found.append(f"the weights of the {name.replace('_', ' ')}")
+        was, is_now = (getattr(record, f"{name}_cache") for record in (then, now))
+        if was != is_now:
+            found.append(f"the cached logits of the {name.replace('_', ' ')}")
     if found:
         raise RunFolderError(
             f"{where} holds runs made with something else; what differs: {'; '.join(found)}. "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from pydantic import (
@@ -24,7 +24,13 @@ from limbeck.engine.optim import OptimConfig, ScheduleConfig
 from limbeck.methods import find_method
 from limbeck.methods.base import MethodConfig, Stage
 
-__all__ = ["RunConfig", "StudentConfig", "TeacherConfig", "resolved_method"]
+__all__ = [
+    "RunConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "check_logits_suffice",
+    "resolved_method",
+]
 
 
 def resolved_method(method: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
@@ -43,6 +49,21 @@ def resolved_method(method: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     except KeyError as error:
         raise ValueError(str(error)) from None
     return {"name": name, **config.plain()}
+
+
+def check_logits_suffice(method: str, stages: Sequence[Stage]) -> None:
+    """Refuse a method whose steps read more of a teacher than the logits that a cache holds.
+
+    Raises:
+        ValueError: naming the method and what to do.
+    """
+    if all(stage.method.needs(stage.config).logits_suffice for stage in stages):
+        return
+    raise ValueError(
+        f"method {method!r} reads its teacher's features in every step, and a cache holds logits "
+        "alone; give the teacher itself (--teacher), or learn from the cache by a method of "
+        "outputs, such as kd or dkd (`limbeck methods` lists them)"
+    )
 
 
 class StudentConfig(Settings):
@@ -85,9 +106,11 @@ class StudentConfig(Settings):
 
 
 class TeacherConfig(Settings):
-    """The network that teaches: a finished run, or a model and its weights.
+    """The network that teaches: a finished run, or a model and its weights; or what it once said.
 
     Attributes:
+        cache: the folder of its logits for the run's images, as ``limbeck cache`` makes it; the
+            network then need not exist. If it is named, too, the cache must be of this one.
         run: the folder of a finished run, whose student becomes the teacher.
         name: a model's name; ``python:CLASS`` stands for a module passed in Python.
         checkpoint: the weights of ``name``.
@@ -100,6 +123,7 @@ class TeacherConfig(Settings):
         normalization: its own; None takes the run's, that of timm or torchvision, or the data's.
     """
 
+    cache: str | None = None
     run: str | None = None
     name: str | None = None
     checkpoint: str | None = None
@@ -112,8 +136,17 @@ class TeacherConfig(Settings):
 
     @model_validator(mode="after")
     def _weights_are_known(self) -> Self:
+        if self.run is None and self.name is None and self.cache is not None:
+            given = self.model_fields_set - {"cache"}
+            of_the_network = sorted(name for name in given if getattr(self, name))
+            if of_the_network:
+                raise ValueError(
+                    f"the cache alone was given, and no network that {', '.join(of_the_network)} "
+                    "could be of; leave that out, or name the teacher as well"
+                )
+            return self
         if (self.run is None) == (self.name is None):
-            raise ValueError("give either run, or name and checkpoint")
+            raise ValueError("give either run, or name and checkpoint; or a cache of its logits")
         if self.pretrained and (self.run is not None or self.checkpoint is not None):
             raise ValueError("give one source of weights: run, checkpoint or pretrained")
         passed_in = self.name is not None and self.name.startswith("python:")
@@ -166,6 +199,8 @@ class RunConfig(Settings):
                 f"method {self.method_name!r} uses no teacher; leave the teacher out, or choose a "
                 "method that has one (`limbeck methods`)"
             )
+        if self.teacher is not None and self.teacher.cache is not None:
+            check_logits_suffice(self.method_name, self.stages())
         if self.schedule.epochs < len(self.stages()):
             raise ValueError(
                 f"method {self.method_name!r} has {len(self.stages())} stages and needs at least "

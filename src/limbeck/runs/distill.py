@@ -13,10 +13,11 @@ from limbeck.core.normalization import Normalization
 from limbeck.data import DataBundle, build_data, bundle_from_datasets
 from limbeck.engine.recorder import Observer
 from limbeck.models import is_vision_name, load_weights
+from limbeck.runs.caching import open_teacher
 from limbeck.runs.config import RunConfig
 from limbeck.runs.execute import Parts, execute, resume
 from limbeck.runs.folder import RunFolder, read_json
-from limbeck.runs.networks import build_student, build_teacher, take_student, take_teacher
+from limbeck.runs.networks import build_student, take_student, take_teacher
 from limbeck.runs.summary import RunSummary
 
 __all__ = ["distill"]
@@ -125,11 +126,11 @@ def _parts(
     else:
         pupil = build_student(config.student, bundle, seed=config.seed, typed=(student,))
     master = None
-    if isinstance(teacher, nn.Module):
-        assert config.teacher is not None
-        master = take_teacher(teacher, config.teacher, bundle)
-    elif config.teacher is not None:
-        master = build_teacher(config.teacher, bundle, typed=(str(teacher),))
+    if config.teacher is not None:
+        passed = None
+        if isinstance(teacher, nn.Module):
+            passed = take_teacher(teacher, config.teacher, bundle)
+        master = open_teacher(config.teacher, bundle, typed=(str(teacher),), network=passed)
     return Parts(bundle, pupil, master)
 
 

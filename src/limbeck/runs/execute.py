@@ -22,7 +22,7 @@ from limbeck.data import DataBundle, ImageSource, TrainLoader, build_data, eval_
 from limbeck.data.images import joint_fingerprint
 from limbeck.engine.checkpoint import CheckpointStore
 from limbeck.engine.distributed import World, check_ranks_agree, pick_device, process_group
-from limbeck.engine.evaluate import KeptLogits, evaluate_together
+from limbeck.engine.evaluate import KeptLogits, evaluate_together, judge_logits
 from limbeck.engine.learner import NO_TEACHER, Learner, check_takes_mixed
 from limbeck.engine.loop import Interruption, StageLoop
 from limbeck.engine.optim import ScheduleConfig
@@ -31,17 +31,28 @@ from limbeck.engine.recorder import Observer, Recorder, SilentObserver
 from limbeck.methods.base import Method, Stage
 from limbeck.methods.feature.simkd import ReusedClassifier
 from limbeck.models import save_weights, summarise
+from limbeck.runs.caching import check_cache, open_teacher
 from limbeck.runs.config import RunConfig
 from limbeck.runs.folder import RunFolder, describe_environment
 from limbeck.runs.measure import PeakMemory, deployed_bytes, images_per_second
-from limbeck.runs.networks import NamedNetwork, StudentCard, build_student, build_teacher
+from limbeck.runs.networks import NamedNetwork, StudentCard, build_student
 from limbeck.runs.predictions import judge_answers, write_predictions
 from limbeck.runs.prepared import keep_buffers, prepared_path, recall_buffers
 from limbeck.runs.provenance import sources_hash
 from limbeck.runs.summary import EpochResult, RunSummary, TestResult, read_summary
 from limbeck.teacher import Teacher, state_hash
+from limbeck.teacher_cache import CachedTeacher
 
-__all__ = ["Parts", "Rehearsal", "check", "execute", "prepare_parts", "rehearse", "resume"]
+__all__ = [
+    "Parts",
+    "Rehearsal",
+    "check",
+    "execute",
+    "prepare_parts",
+    "rehearse",
+    "resume",
+    "teacher_hashes",
+]
 
 _DRY_IMAGES = 8  # enough for batch statistics and pairs, little enough to cost nothing
 
@@ -53,7 +64,7 @@ class Parts:
     Attributes:
         data: splits in place.
         student: fresh.
-        teacher: with its weights; None where the method has none.
+        teacher: with its weights, or what it once answered; None where the method has none.
         beside: further networks whose answers are kept beside the student's and judge its
             fidelity; they teach nothing. "teacher" where the run has none of its own, as the
             matched baseline, and "independent", the control.
@@ -61,8 +72,8 @@ class Parts:
 
     data: DataBundle
     student: NamedNetwork
-    teacher: NamedNetwork | None
-    beside: Mapping[str, NamedNetwork] = field(default_factory=dict)
+    teacher: NamedNetwork | CachedTeacher | None
+    beside: Mapping[str, NamedNetwork | CachedTeacher] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,7 @@ def prepare_parts(
     student = build_student(config.student, data, seed=config.seed, typed=typed)
     teacher = None
     if config.teacher is not None:
-        teacher = build_teacher(config.teacher, data, typed=typed)
+        teacher = open_teacher(config.teacher, data, typed=typed)
     return Parts(data, student, teacher)
 
 
@@ -159,8 +170,8 @@ def resume(
         raise RunFolderError(f"{folder.path} holds no run to continue; start one there instead")
     if folder.summary.exists():
         found = read_summary(output)
-        teacher = None if parts.teacher is None else state_hash(parts.teacher.network)
-        _check_same_inputs(folder, found.plain(), parts.data.fingerprint(), teacher)
+        hashes = teacher_hashes(parts.teacher)
+        _check_same_inputs(folder, found.plain(), parts.data.fingerprint(), hashes)
         return found
     with _session(config, parts, observer) as session, ExitStack() as stack:
         if session.world.is_main:
@@ -175,7 +186,7 @@ def resume(
             session.note("no checkpoint yet; starting from the beginning")
         session.open_teacher()
         if state is not None:
-            _check_same_inputs(folder, state, session.data_hash, session.teacher_hash)
+            _check_same_inputs(folder, state, session.data_hash, session.teacher_hashes)
             if state["loop"]["threads"] != torch.get_num_threads():
                 session.note(
                     f"the run used {state['loop']['threads']} threads, now there are "
@@ -253,12 +264,14 @@ class _Session:
         self.memory = PeakMemory(self.device)
         self.loader = self._make_loader()
         self._taps = ExitStack()  # hooks on the two networks
-        self.teacher_hash: str | None = None
+        self.teacher_hashes = teacher_hashes(None)
         self.teacher_val: dict[str, float] | None = None
         self.stage_index = 0
-        self.teacher: Teacher | None = None
+        self.teacher: Teacher | CachedTeacher | None = None
         self.learner: Learner
-        noted = (parts.data, parts.student, *(() if parts.teacher is None else (parts.teacher,)))
+        noted: tuple[DataBundle | NamedNetwork, ...] = (parts.data, parts.student)
+        if isinstance(parts.teacher, NamedNetwork):
+            noted += (parts.teacher,)
         for note in (note for part in noted for note in part.notes):
             self.note(note)
 
@@ -268,7 +281,7 @@ class _Session:
         for name, parameter in self.student.named_parameters():
             parameter.requires_grad_(self.trainable[name])
         self.student._compiled_call_impl = None
-        if self.parts.teacher is not None:
+        if isinstance(self.parts.teacher, NamedNetwork):
             self.parts.teacher.network._compiled_call_impl = None
 
     def _place(self, network: nn.Module) -> nn.Module:
@@ -286,21 +299,26 @@ class _Session:
         named = self.parts.teacher
         if named is None:
             return
-        _check_apart(self.parts.student.network, named.network)
-        network = self._place(named.network)
-        teacher = Teacher(  # frozen now
-            network, normalization=named.normalization, classes=named.classes
-        ).to(self.device)
-        self.teacher_hash = state_hash(network)
-        outputs = dry_forward("teacher", teacher, self._dry_batch(_DRY_IMAGES))
-        check_fit(Outputs(), outputs, num_classes=self.parts.data.num_classes)
+        self.teacher_hashes = teacher_hashes(named)
+        if isinstance(named, CachedTeacher):
+            check_cache(named, self.config, self.split_hashes)
+            self.note(f"teacher: {named.describe()}")
+        else:
+            _check_apart(self.parts.student.network, named.network)
+            teacher = Teacher(  # frozen now
+                self._place(named.network),
+                normalization=named.normalization,
+                classes=named.classes,
+            ).to(self.device)
+            outputs = dry_forward("teacher", teacher, self._dry_batch(_DRY_IMAGES))
+            check_fit(Outputs(), outputs, num_classes=self.parts.data.num_classes)
         split = self.parts.data.val
         if not judge:
             return
         if split is None:
             self.note("no validation split: the teacher's accuracy is not checked before training")
             return
-        self.teacher_val = self._judge({"teacher": named}, split)["teacher"]
+        self.teacher_val = self._judge({"teacher": named}, "val")["teacher"]
         top1, classes = self.teacher_val["top1"], self.parts.data.num_classes
         self.note(f"teacher {named.name}: {top1:.2%} on validation ({len(split)} images)")
         # Three standard errors above guessing.
@@ -313,19 +331,32 @@ class _Session:
 
     def _judge(
         self,
-        networks: Mapping[str, NamedNetwork],
-        split: ImageSource,
+        networks: Mapping[str, NamedNetwork | CachedTeacher],
+        split: str,
         kept: KeptLogits | None = None,
     ) -> dict[str, dict[str, float]]:
         """Scores by network; every image is read once for all of them."""
-        return evaluate_together(
-            {name: named.answering(self.device) for name, named in networks.items()},
-            self._eval_batches(split)(),
-            config=self.config.train,
-            device=self.device,
-            world=self.world,
-            kept=kept,
-        )
+        source = self.parts.data.splits[split]
+        found = {}
+        answering = {}
+        for name, named in networks.items():
+            if isinstance(named, CachedTeacher):
+                logits = named.logits_of(split, self.split_hashes[split])
+                found[name] = judge_logits(logits, source.labels.cpu())
+                if kept is not None:
+                    kept.logits[name] = logits
+            else:
+                answering[name] = named.answering(self.device)
+        if answering:
+            found |= evaluate_together(
+                answering,
+                self._eval_batches(source)(),
+                config=self.config.train,
+                device=self.device,
+                world=self.world,
+                kept=kept,
+            )
+        return found
 
     def _eval_batches(self, split: ImageSource) -> Callable[[], Iterator[Batch]]:
         return lambda: eval_batches(
@@ -355,7 +386,7 @@ class _Session:
         stage = self.stage
         for whose, tap in (
             ("student", self.learner.observed.tap),
-            ("teacher", None if self.teacher is None else self.teacher.observed.tap),
+            ("teacher", self.teacher.observed.tap if isinstance(self.teacher, Teacher) else None),
         ):
             if tap is None:
                 continue
@@ -385,7 +416,9 @@ class _Session:
         self.loader = self._make_loader(needs.views)
         named = self.parts.teacher
         self.teacher = None
-        if named is not None and needs.teacher:
+        if isinstance(named, CachedTeacher) and needs.teacher:
+            self.teacher = named.placed(self.device, cycle=self.config.data.augment.cycle)
+        elif isinstance(named, NamedNetwork) and needs.teacher:
             self.teacher = Teacher(
                 named.network,
                 normalization=named.normalization,
@@ -415,7 +448,7 @@ class _Session:
         epochs = self.stage_epochs[index]
         teacher_outputs = NO_TEACHER
         if self.teacher is not None:
-            teacher_outputs = self.teacher(batch.image, batch.views)
+            teacher_outputs = self.teacher.answer(batch, 0)
         self.idle = freeze_idle(
             self.learner,
             teacher_outputs,
@@ -427,6 +460,9 @@ class _Session:
 
     def _prepare(self, method: Method[Any]) -> None:
         if self.teacher is None:
+            return
+        if isinstance(self.teacher, CachedTeacher):
+            method.load_state_dict(self.teacher.buffers(self.stage.name), strict=False)
             return
         kept = self._kept_preparation(method)
         if kept is not None and kept.exists():
@@ -463,13 +499,15 @@ class _Session:
         if settings.keys() >= set(names):  # not of a method within another
             settings = {name: settings[name] for name in names}
         named, train = self.parts.teacher, self.config.train
-        if named is None or not names or type(method).prepare is Method.prepare:
+        if not isinstance(named, NamedNetwork) or not names:
+            return None
+        if type(method).prepare is Method.prepare:
             return None
         return prepared_path(
             {
                 "method": type(method).__qualname__,
                 "settings": settings,
-                "teacher": [named.name, self.teacher_hash, named.normalization.plain()],
+                "teacher": [named.name, self.teacher_hashes["teacher_hash"], named.normalization.plain()],
                 "classes": None if named.classes is None else list(named.classes),
                 "images": self.split_hashes["train"],
                 "code": [sources_hash(), torch.__version__],
@@ -499,7 +537,7 @@ class _Session:
         # Hooks set before compiling must fire in the compiled graph, also where another
         # instance of the same class was compiled without any.
         torch._dynamo.config.skip_nnmodule_hook_guards = False
-        if self.teacher is not None:
+        if isinstance(self.teacher, Teacher):
             self.teacher.network.compile()
         if stopped:
             self.note(f"stage {self.stage.name}: its stopped forward pass is not compiled")
@@ -524,7 +562,7 @@ class _Session:
             state = {
                 "stage": self.stage_index,
                 "data_hash": self.data_hash,
-                "teacher_hash": self.teacher_hash,
+                **self.teacher_hashes,
                 "metrics_bytes": recorder.offset(),
                 "loop": loop,
                 "past": {**self.past, "peak_memory_bytes": self._peak_memory()},
@@ -621,10 +659,11 @@ class _Session:
         best = loop.best if loop.best.epoch >= 0 else None
         networks = self._judged(deployed, None if best is None else best.weights)
         test, answers = self._read_held_out(networks)
-        if self.parts.teacher is not None and self.teacher_hash is not None:
-            Teacher(self.parts.teacher.network).check_unchanged(self.teacher_hash)
+        teacher_hash = self.teacher_hashes["teacher_hash"]
+        if isinstance(self.parts.teacher, NamedNetwork) and teacher_hash is not None:
+            Teacher(self.parts.teacher.network).check_unchanged(teacher_hash)
         peak_memory = self._peak_memory()  # before anything is measured that training did not do
-        speed = self._speed(networks["last"])
+        speed = self._speed(deployed)
         scores, faults = judge_answers(
             answers.get("test"), answers.get("val"), data.label_counts().tolist()
         )
@@ -644,7 +683,7 @@ class _Session:
             config_hash=self.config.hash(),
             data_hash=self.data_hash,
             student_hash=state_hash(deployed),
-            teacher_hash=self.teacher_hash,
+            **self.teacher_hashes,
             num_parameters=shape.num_parameters,
             num_macs=shape.num_macs,
             last=EpochResult(epoch=loop.schedule.epochs - 1, val=loop.last or None),
@@ -675,10 +714,12 @@ class _Session:
 
     def _judged(
         self, deployed: nn.Module, best: Mapping[str, Tensor] | None
-    ) -> dict[str, NamedNetwork]:
+    ) -> dict[str, NamedNetwork | CachedTeacher]:
         """All whose answers are wanted: student last and best, teacher, those beside."""
         student = self.parts.student
-        networks = {"last": NamedNetwork(deployed, student.normalization, student.name)}
+        networks: dict[str, NamedNetwork | CachedTeacher] = {
+            "last": NamedNetwork(deployed, student.normalization, student.name)
+        }
         if best is not None:
             chosen = copy.deepcopy(deployed)
             chosen.load_state_dict(best)
@@ -686,14 +727,15 @@ class _Session:
                 chosen, student.normalization, student.name
             )
         for name, named in self.parts.beside.items():
-            self._place(named.network)
+            if isinstance(named, NamedNetwork):
+                self._place(named.network)
             networks[name] = named
         if self.parts.teacher is not None:
             networks["teacher"] = self.parts.teacher
         return networks
 
     def _read_held_out(
-        self, networks: Mapping[str, NamedNetwork]
+        self, networks: Mapping[str, NamedNetwork | CachedTeacher]
     ) -> tuple[dict[str, dict[str, float]] | None, dict[str, KeptLogits]]:
         """The one reading of the test split, by all networks at once: scores, and answers.
 
@@ -702,14 +744,15 @@ class _Session:
         answers: dict[str, KeptLogits] = {}
         scores = None
         for split in ("val", "test"):
-            source = self.parts.data.splits.get(split)
-            if source is not None:
+            if split in self.parts.data.splits:
                 answers[split] = KeptLogits()
-                scores = self._judge(networks, source, answers[split])
+                scores = self._judge(networks, split, answers[split])
         return (scores if "test" in answers else None), answers
 
-    def _speed(self, student: NamedNetwork) -> float:
+    def _speed(self, deployed: nn.Module) -> float:
         """Images a second through what is deployed."""
+        student = self.parts.student
+        student = NamedNetwork(deployed, student.normalization, student.name)
         network = student.answering(self.device).eval()
         return images_per_second(network, self.parts.data.image_shape, config=self.config.train)
 
@@ -764,8 +807,21 @@ class _Session:
         )
 
 
+def teacher_hashes(teacher: NamedNetwork | CachedTeacher | None) -> dict[str, str | None]:
+    """What a run is taught by: the network's state, and its stored answers where there are some."""
+    if isinstance(teacher, CachedTeacher):
+        return {"teacher_hash": teacher.card.teacher_hash, "teacher_cache": teacher.card.hash()}
+    return {
+        "teacher_hash": None if teacher is None else state_hash(teacher.network),
+        "teacher_cache": None,
+    }
+
+
 def _check_same_inputs(
-    folder: RunFolder, begun: Mapping[str, Any], data_hash: str, teacher_hash: str | None
+    folder: RunFolder,
+    begun: Mapping[str, Any],
+    data_hash: str,
+    hashes: Mapping[str, str | None],
 ) -> None:
     """Refuse to continue with other data or another teacher than the run began with."""
     if begun["data_hash"] != data_hash:
@@ -773,12 +829,14 @@ def _check_same_inputs(
             f"{folder.path} was trained on other images, labels or splits than those there now; "
             "restore the data, or start a new run"
         )
-    if begun["teacher_hash"] != teacher_hash:
-        raise TeacherChangedError(
-            f"{folder.path} was begun with another teacher than the one there now (SHA-256 "
-            f"{str(begun['teacher_hash'])[:12]} then, {str(teacher_hash)[:12]} now); restore the "
-            "teacher, or start a new run"
-        )
+    for name, what in (("teacher_hash", "teacher"), ("teacher_cache", "cache of its teacher")):
+        then, now = begun.get(name), hashes[name]
+        if then != now:
+            raise TeacherChangedError(
+                f"{folder.path} was begun with another {what} than the one there now (SHA-256 "
+                f"{str(then)[:12]} then, {str(now)[:12]} now); restore the {what.split()[0]}, or "
+                "start a new run"
+            )
 
 
 def _check_apart(student: nn.Module, teacher: nn.Module) -> None:

@@ -241,13 +241,18 @@ def build_teacher(
 
     Raises:
         UnknownNameError: with the nearest names, for an unknown model.
-        ModelError: if the teacher has other classes than the data, and no class map says which.
+        ModelError: if the teacher has other classes than the data, and no class map says which;
+            or if a cache of its logits is all there is.
         CheckpointError: if its weights are of another network.
     """
     data = _facts(bundle)
     if config.run is not None:
         return _teacher_of_run(config, data, typed)
-    assert config.name is not None
+    if config.name is None:
+        raise ModelError(
+            f"the teacher is known by its cached logits alone ({config.cache}), and these are of "
+            "the data's own images; for others name the network itself"
+        )
     opened = _open_teacher(config, config.name, data, typed)
     normalization = _normalization(config.normalization or opened.normalization, opened, data)
     return _teacher(config, opened, normalization, config.name, data)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from limbeck.core.errors import DataError, LimbeckError, SettingsError
 from limbeck.engine.loop import InterruptedRun, Interruption
 from limbeck.engine.recorder import Observer, SilentObserver
+from limbeck.runs.caching import check_cache, open_teacher
 from limbeck.runs.compare import BASELINE, CompareConfig
 from limbeck.runs.comparison import (
     ComparisonFolder,
@@ -28,14 +29,14 @@ from limbeck.runs.comparison import (
     utc_now,
 )
 from limbeck.runs.config import RunConfig, TeacherConfig
-from limbeck.runs.execute import Parts, check
+from limbeck.runs.execute import Parts, check, teacher_hashes
 from limbeck.runs.folder import read_json
-from limbeck.runs.networks import build_student, build_teacher
+from limbeck.runs.networks import NamedNetwork, build_student
 from limbeck.runs.provenance import code_version
 from limbeck.runs.summary import RunSummary, read_summary
 from limbeck.runs.tasks import PreparedData, Task, carry_out, check_finished, is_done, tasks_of
 from limbeck.runs.tuning import Tuned, check_tunable, space
-from limbeck.teacher import state_hash
+from limbeck.teacher_cache import CachedTeacher
 
 __all__ = [
     "Audience",
@@ -162,11 +163,12 @@ def describe(
             "folder 'test' beside 'train'), or train single runs"
         )
     hashes: dict[str, str | None] = {}
+    teachers = {}
     for name in ("teacher", "independent_teacher"):
         given: TeacherConfig | None = getattr(config, name)
-        hashes[f"{name}_hash"] = (
-            None if given is None else state_hash(build_teacher(given, bundle, typed=typed).network)
-        )
+        opened = None if given is None else open_teacher(given, bundle, typed=typed)
+        teachers[name] = opened
+        hashes |= {k.replace("teacher", name): v for k, v in teacher_hashes(opened).items()}
     splits: dict[int, dict[str, str]] = {}  # by object: rows share their data
     found = {}
     for label in config.contenders:
@@ -179,6 +181,8 @@ def describe(
                 f"{label!r} would be judged on other test images or classes than {BASELINE!r}; "
                 "its changes may touch what is learnt from, not what is judged"
             )
+        if isinstance(teachers["teacher"], CachedTeacher):
+            _check_cache(teachers["teacher"], config, label, found[label])
     spaces = {
         label: {n: (s.low, s.high, "log" if s.log else "linear") for n, s in spans.items()}
         for label, row in config.contenders.items()
@@ -194,17 +198,29 @@ def describe(
     )
 
 
+def _check_cache(
+    cached: CachedTeacher, config: CompareConfig, label: str, split_hashes: Mapping[str, str]
+) -> None:
+    """Refuse a cache that does not answer every run of a row, whatever its seed."""
+    trials = () if config.tuning is None else (config.tuning.seed,)
+    for seed in (*config.seeds, *trials) if config.contenders[label].needs_teacher else ():
+        try:
+            check_cache(cached, config.run_config(label, seed), split_hashes)
+        except LimbeckError as error:
+            raise SettingsError(f"{label}, seed {seed}: {error}") from error
+
+
 def parts_before_training(
     config: CompareConfig, run: RunConfig, *, typed: Collection[str], data: PreparedData
 ) -> Parts:
     """A run's parts when its teacher may still have to be trained: that one with any weights."""
     bundle = data.get(run)
     student = build_student(run.student, bundle, seed=run.seed, typed=typed)
-    teacher = None
+    teacher: NamedNetwork | CachedTeacher | None = None
     if run.teacher is not None and config.teacher_training is not None:
         teacher = build_student(config.teacher_training.student, bundle, seed=0, typed=typed)
     elif run.teacher is not None:
-        teacher = build_teacher(run.teacher, bundle, typed=typed)
+        teacher = open_teacher(run.teacher, bundle, typed=typed)
     return Parts(bundle, student, teacher)
 
 

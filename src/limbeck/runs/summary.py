@@ -41,6 +41,7 @@ class RunSummary(Settings):
         data_hash: of images, labels and splits.
         student_hash: of the deployed weights after the last epoch.
         teacher_hash: of the teacher's state, the same before and after.
+        teacher_cache: of its stored answers, where the run learnt from these; else None.
         num_parameters: of what is deployed.
         num_macs: multiply-adds of one image.
         last: after the last epoch.
@@ -86,6 +87,7 @@ class RunSummary(Settings):
     teacher_seconds: float | None = None
     peak_memory_bytes: int | None = None
     deployed_bytes: int | None = None
+    teacher_cache: str | None = None
     inference_images_per_second: float | None = None
 
 

@@ -17,6 +17,7 @@ from limbeck.core.errors import NonFiniteError, RunFolderError
 from limbeck.data import DataBundle, build_data
 from limbeck.data.images import joint_fingerprint
 from limbeck.engine.recorder import Observer
+from limbeck.runs.caching import open_teacher
 from limbeck.runs.compare import TEACHER, CompareConfig, run_differences
 from limbeck.runs.comparison import (
     ComparisonFolder,
@@ -28,10 +29,11 @@ from limbeck.runs.comparison import (
 from limbeck.runs.config import RunConfig
 from limbeck.runs.execute import Parts, execute, prepare_parts, resume
 from limbeck.runs.folder import RunFolder, read_json
-from limbeck.runs.networks import NamedNetwork, build_teacher
+from limbeck.runs.networks import NamedNetwork
 from limbeck.runs.provenance import sources_hash
 from limbeck.runs.summary import RunSummary, read_summary
 from limbeck.runs.tuning import Tuned, search
+from limbeck.teacher_cache import CachedTeacher
 
 __all__ = [
     "PreparedData",
@@ -186,9 +188,9 @@ def check_finished(folder: ComparisonFolder, record: ComparisonRecord, task: Tas
     elif task.kind == "run":
         assert task.label is not None
         assert task.seed is not None
-        teacher = None
+        teacher = cache = None
         if config.contenders[task.label].needs_teacher:
-            teacher = record.teacher_hash
+            teacher, cache = record.teacher_hash, record.teacher_cache
             if config.teacher_training is not None:
                 teacher = read_summary(folder.teacher).student_hash
         _check_same_run(
@@ -196,6 +198,7 @@ def check_finished(folder: ComparisonFolder, record: ComparisonRecord, task: Tas
             folder.run_config(config, task.label, task.seed),
             ("data_hash", joint_fingerprint(record.data[task.label])),
             ("teacher_hash", teacher),
+            ("teacher_cache", cache),
         )
 
 
@@ -216,15 +219,15 @@ def check_data(record: ComparisonRecord, label: str, data: DataBundle) -> None:
 
 def _beside(
     folder: ComparisonFolder, config: CompareConfig, parts: Parts, typed: Collection[str]
-) -> dict[str, NamedNetwork]:
+) -> dict[str, NamedNetwork | CachedTeacher]:
     """Networks whose answers are kept for the sake of fidelity: the baseline's, too."""
-    found = {}
+    found: dict[str, NamedNetwork | CachedTeacher] = {}
     if parts.teacher is None and config.has_teacher:
         run = folder.teacher_config(config)
         assert run is not None
-        found["teacher"] = build_teacher(run, parts.data, typed=typed)
+        found["teacher"] = open_teacher(run, parts.data, typed=typed)
     if config.independent_teacher is not None:
-        found["independent"] = build_teacher(config.independent_teacher, parts.data, typed=typed)
+        found["independent"] = open_teacher(config.independent_teacher, parts.data, typed=typed)
     return found
 
 

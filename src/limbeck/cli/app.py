@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from limbeck.cli.options import (
+    NOT_OF_A_CACHE,
     GroupedCommand,
     RunOption,
     collect_settings,
@@ -140,6 +141,52 @@ def distill(
     typed = typed_models(options, set_ or [])
     typed += [] if teacher_model is None else [teacher_model]
     run(values, output, typed=typed, dry_run=dry_run, quiet=quiet, as_json=json_)
+
+
+@app.command(cls=GroupedCommand, short_help="Store a teacher's logits, to train without it.")
+@with_run_options(teacher=True, without=NOT_OF_A_CACHE)
+def cache(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The cache's folder; goes on if begun.")
+    ],
+    store: Annotated[
+        str | None, typer.Option("--store", help="float32 or float16.  [default: float32]")
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--top-k", metavar="K", help="Keep the K highest logits, and the others' sum."
+        ),
+    ] = None,
+    config: Config = None,
+    set_: Set = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how large it would be; write nothing.")
+    ] = False,
+    quiet: Quiet = False,
+    json_: Json = False,
+    teacher_model: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher-model",
+            help="Repeat file.py:function, if the teacher's run has one.",
+            rich_help_panel="Networks and method",
+        ),
+    ] = None,
+    *,
+    options: dict[RunOption, Any],
+) -> None:
+    """Store what a teacher says of all images: runs then learn from it without the teacher.
+
+    With random crops or mirrorings, say how many epochs of them are stored (--augment-cycle);
+    runs go through these again and again. Name the method, if it is to be one that shows its
+    teacher further views or asks more of it than logits.
+    """
+    from limbeck.cli.cache import cache_logits, collect_cache
+
+    values = collect_cache(options, config=config, overrides=set_ or [], dtype=store, top_k=top_k)
+    typed = typed_models(options, set_ or []) + _given(teacher_model)
+    cache_logits(values, output, typed=typed, dry_run=dry_run, quiet=quiet, as_json=json_)
 
 
 @app.command(cls=GroupedCommand, name="compare", short_help="Several methods, several seeds.")

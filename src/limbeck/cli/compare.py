@@ -97,7 +97,7 @@ def collect_comparison(
         values["threads"] = threads
     if independent_teacher is not None:
         values["independent_teacher"] = {"run": independent_teacher}
-    if any(option.path == "teacher" for option in options):
+    if any(option.path in ("teacher", "teacher.cache") for option in options):
         values["teacher"], values["teacher_training"] = {}, None
     changes = settings_changes(options) + [parse_override(text) for text in overrides]
     for path, value in changes:

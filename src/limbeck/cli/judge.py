@@ -14,11 +14,13 @@ from limbeck.core.errors import DataError, LimbeckError, UnknownNameError
 from limbeck.data import build_data, eval_batches
 from limbeck.data.decode import decode_image
 from limbeck.engine.distributed import pick_device
-from limbeck.engine.evaluate import evaluate
+from limbeck.engine.evaluate import evaluate, judge_logits
 from limbeck.models import is_vision_name
+from limbeck.runs.caching import open_teacher
 from limbeck.runs.config import RunConfig, TeacherConfig
 from limbeck.runs.folder import RunFolder, read_json
 from limbeck.runs.networks import DataFacts, NamedNetwork, StudentCard, build_teacher, load_student
+from limbeck.teacher_cache import CachedTeacher
 
 __all__ = ["evaluate_run", "predict_images"]
 
@@ -50,29 +52,34 @@ def evaluate_run(
     data = build_data(config.data, seed=config.seed)
     if split not in data.splits:
         raise UnknownNameError("split", split, data.splits)
-    networks = {"student": student}
+    source = data.splits[split]
+
+    def judged(named: NamedNetwork | CachedTeacher) -> dict[str, float]:
+        if isinstance(named, CachedTeacher):
+            return judge_logits(named.logits_of(split, source.fingerprint()), source.labels)
+        batches = eval_batches(source, config.train.eval_batch_size)
+        return evaluate(named.answering(where), batches, config=config.train, device=where)
+
+    names, found = {"student": student.name}, {"student": judged(student)}
     notice = None
     if config.teacher is not None:
         try:
-            networks["teacher"] = build_teacher(config.teacher, data, typed=typed)
+            teacher = open_teacher(config.teacher, data, typed=typed)
+            found["teacher"] = judged(teacher)
+            names["teacher"] = teacher.name
         except LimbeckError as error:  # the student can be judged without it
             notice = f"the teacher is not shown: {error}"
-    found = {}
-    for role, named in networks.items():
-        batches = eval_batches(data.splits[split], config.train.eval_batch_size)
-        network = named.answering(where)
-        found[role] = evaluate(network, batches, config=config.train, device=where)
     if as_json:
         print(json.dumps({"split": split, "notice": notice, **found}))  # noqa: T201
         return
     console = make_console()
-    console.print(f"{split}: {len(data.splits[split]):,} images")
+    console.print(f"{split}: {len(source):,} images")
     for role, scores in found.items():
         each = "   ".join(
             f"{name} {value:.4f}" if name == "loss" else f"{name} {value:.2%}"
             for name, value in scores.items()
         )
-        console.print(f"  {role:<8} {printable(networks[role].name):<24} {each}")
+        console.print(f"  {role:<8} {printable(names[role]):<24} {each}")
     if notice is not None:
         console.print(printable_lines(notice))
 

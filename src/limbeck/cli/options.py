@@ -18,6 +18,7 @@ from typer.core import TyperCommand
 from limbeck.core.errors import SettingsError
 
 __all__ = [
+    "NOT_OF_A_CACHE",
     "OPTIONS",
     "GroupedCommand",
     "RunOption",
@@ -119,6 +120,13 @@ OPTIONS: tuple[RunOption, ...] = (
         "teacher.checkpoint",
         str,
         "The teacher's weights.",
+        teacher_only=True,
+    ),
+    RunOption(
+        ("--teacher-cache",),
+        "teacher.cache",
+        str,
+        "The folder of its logits that `limbeck cache` made; the network itself need not exist.",
         teacher_only=True,
     ),
     RunOption(
@@ -252,6 +260,27 @@ OPTIONS: tuple[RunOption, ...] = (
 )
 
 
+# A cache depends on images and teacher, not on how a student learns.
+NOT_OF_A_CACHE = tuple(
+    option.path
+    for option in OPTIONS
+    if option.path.partition(".")[0] in ("student", "schedule", "optim")
+    or option.path
+    in (
+        "method.temperature",
+        "method.label_smoothing",
+        "teacher.cache",
+        "train.batch_size",
+        "train.checkpoint_hist",
+        "train.checkpoint_steps",
+        "train.eval_every",
+        "train.grad_accum_steps",
+        "train.model_ema_decay",
+        "train.torchcompile",
+    )
+)
+
+
 class GroupedCommand(TyperCommand):
     """A command whose help lists its options under the headings they were given."""
 
@@ -364,7 +393,7 @@ def collect_settings(
     if not teacher:
         values["teacher"] = None
         changes.append((("method", "name"), "ce"))
-    elif any(option.path == "teacher" for option in options):
+    elif any(option.path in ("teacher", "teacher.cache") for option in options):
         values["teacher"] = {}
     values = apply_overrides(values, [f"{'.'.join(p)}={json.dumps(v)}" for p, v in changes])
     method = values.setdefault("method", {})

@@ -1,9 +1,12 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 from limbeck.core.errors import TeacherChangedError
 from limbeck.core.normalization import Normalization
+from limbeck.core.types import Batch
 from limbeck.teacher import Teacher, state_hash
 
 
@@ -30,6 +33,17 @@ def test_no_call_of_a_parent_moves_the_teacher(network):
     assert not any(part.training for part in teacher.modules())
     assert state_hash(network) == before
     teacher.check_unchanged(before)
+
+
+def test_training_asks_for_the_batchs_images_or_the_teachers_own(network):
+    teacher = Teacher(network)
+    label = torch.zeros(6, dtype=torch.int64)
+    batch = Batch(index=torch.arange(6), image=IMAGE, label=label, views={"second": 1 - IMAGE})
+    answer = teacher.answer(batch, 3)
+    assert torch.equal(answer.logits, teacher(IMAGE).logits)
+    assert torch.equal(answer.views["second"].logits, teacher(1 - IMAGE).logits)
+    other = dataclasses.replace(batch, teacher_image=IMAGE / 2)
+    assert torch.equal(teacher.answer(other, 3).logits, teacher(IMAGE / 2).logits)
 
 
 def test_its_parameters_take_no_gradient(network):

@@ -53,13 +53,18 @@ def test_float16_keeps_eleven_bits(logits):
     assert not torch.equal(found, logits)
 
 
+@pytest.mark.parametrize("temperature", [None, 1.0, 4.0])
 @pytest.mark.parametrize("top_k", [1, 3, CLASSES - 1])
-def test_the_highest_keep_their_probability_and_the_others_share_the_rest(logits, top_k):
+def test_the_highest_keep_their_probability_and_the_others_share_the_rest(
+    logits, top_k, temperature
+):
     """Row by row in Python: what the softmax of the stored logits must be."""
-    found = stored(logits, top_k=top_k).double().softmax(dim=1)
+    t = temperature or 1.0
+    kept_logits = stored(logits, top_k=top_k, temperature=temperature)
+    found = (kept_logits.double() / t).softmax(dim=1)
     for ours, row in zip(found.tolist(), logits.tolist(), strict=True):
-        total = math.fsum(math.exp(z) for z in row)
-        p = [math.exp(z) / total for z in row]
+        total = math.fsum(math.exp(z / t) for z in row)
+        p = [math.exp(z / t) / total for z in row]
         kept = sorted(range(CLASSES), key=lambda k: -p[k])[:top_k]
         rest = math.fsum(p[k] for k in range(CLASSES) if k not in kept)
         for k in range(CLASSES):
@@ -83,6 +88,11 @@ def test_more_classes_than_a_short_number_holds():
     logits = torch.zeros(2, 40_000)
     logits[0, 39_999], logits[1, 3] = 9.0, 9.0
     assert stored(logits, top_k=1).argmax(dim=1).tolist() == [39_999, 3]
+
+
+def test_a_temperature_is_of_the_classes_left_out():
+    with pytest.raises(SettingsError, match="all logits are right at every temperature"):
+        Storage(temperature=4.0)
 
 
 @pytest.mark.parametrize("top_k", [CLASSES, CLASSES + 1])

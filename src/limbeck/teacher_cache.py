@@ -7,7 +7,7 @@ them (``train-strong-0003`` for a further view). ``method.safetensors`` is there
 needs more of its teacher than logits before it trains.
 
 Rows hold all logits, or the k highest, their classes, and the one logit at which all other classes
-together keep their probability. This is the marginal smoothing of FKD.
+together keep their probability at a temperature. At temperature 1 this is FKD's marginal smoothing.
 
 Source: Shen, Xing, "A Fast Knowledge Distillation Framework for Visual Recognition", ECCV 2022,
 https://arxiv.org/abs/2112.01528, section 3.2.
@@ -29,7 +29,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, JsonValue, PositiveInt
+from pydantic import Field, JsonValue, PositiveFloat, PositiveInt, model_validator
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -62,11 +62,20 @@ class Storage(Settings):
     Attributes:
         dtype: of the logits; "float16" rounds to 11 bits.
         top_k: how many of the highest logits are kept, below the number of classes; the other
-            classes share their probability, at temperature 1, evenly. None keeps all.
+            classes share their probability evenly. None keeps all.
+        temperature: at which those keep their probability, so that at this temperature the
+            highest keep theirs, too; at a higher one the others have too much. None is 1.
     """
 
     dtype: Literal["float32", "float16"] = "float32"
     top_k: PositiveInt | None = None
+    temperature: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _temperature_is_of_the_others(self) -> Self:
+        if self.temperature is not None and self.top_k is None:
+            raise ValueError("temperature is for top_k; all logits are right at every temperature")
+        return self
 
     def row(self, num_classes: int) -> np.dtype[Any]:
         """A row of the file.
@@ -98,9 +107,10 @@ class Storage(Settings):
             rows["logits"] = logits
             return rows
         highest, classes = logits.topk(self.top_k, dim=1)
-        others = logits.double().scatter(1, classes, -torch.inf)
-        rows["logits"], rows["classes"] = highest, classes
-        rows["rest"] = others.logsumexp(dim=1) - math.log(logits.shape[1] - self.top_k)
+        temperature = self.temperature or 1.0
+        others = logits.double().scatter(1, classes, -torch.inf) / temperature
+        mean = others.logsumexp(dim=1) - math.log(logits.shape[1] - self.top_k)
+        rows["logits"], rows["classes"], rows["rest"] = highest, classes, temperature * mean
         return rows
 
     @staticmethod

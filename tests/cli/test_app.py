@@ -5,8 +5,8 @@ import pytest
 from limbeck import __version__
 
 COMMANDS = [
-    "demo", "train", "distill", "compare", "runs", "curves", "resume", "eval", "predict", "inspect",
-    "convert", "methods", "doctor",
+    "demo", "train", "distill", "cache", "compare", "runs", "curves", "resume", "eval", "predict",
+    "inspect", "convert", "methods", "doctor",
 ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from limbeck.engine.config import TrainConfig
 from limbeck.engine.distributed import World
-from limbeck.engine.evaluate import KeptLogits, evaluate, evaluate_together
+from limbeck.engine.evaluate import KeptLogits, evaluate, evaluate_together, judge_logits
 
 CPU = torch.device("cpu")
 
@@ -51,6 +51,17 @@ def test_answers_are_kept_in_the_order_of_the_images_without_a_second_reading(sm
         torch.testing.assert_close(kept.logits[name], network.eval()(image))
         top1 = (kept.logits[name].argmax(1) == kept.label).double().mean().item()
         assert scores[name]["top1"] == pytest.approx(top1)
+
+
+def test_logits_that_are_there_already_are_judged_like_their_network(small):
+    network = small.make_network(3, seed=0)
+    batches = [small.make_batch(9, seed=1), small.make_batch(4, seed=2)]
+    expected = evaluate(network, batches, config=TrainConfig(), device=CPU)
+    with torch.no_grad():
+        logits = torch.cat([network.eval()(batch.image) for batch in batches])
+    found = judge_logits(logits, torch.cat([batch.label for batch in batches]))
+    assert found == pytest.approx(expected)
+    assert found.keys() == expected.keys()
 
 
 def test_answers_are_float32_whatever_they_were_computed_in():

@@ -175,6 +175,16 @@ def test_a_method_asks_for_logits_of_both_networks_unless_it_says_more(probe):
     assert list(method.parameters()) == []
 
 
+@pytest.mark.parametrize(
+    "read",
+    [{"teacher_layers": ("a",)}, {"teacher_classifier": True}, {"teacher_batch_norms": True}],
+)
+def test_logits_suffice_where_no_step_reads_more_of_the_teacher(read):
+    assert Needs(student_layers=("a",), views=("second",)).logits_suffice
+    assert not Needs(**read).logits_suffice
+    assert Needs(**read, before_training=("layer",)).logits_suffice
+
+
 def test_a_method_prepares_nothing_and_deploys_the_student_itself():
     method, student = Plain(MethodConfig()), nn.Linear(2, 2)
 

@@ -158,6 +158,13 @@ def cache(
             "--top-k", metavar="K", help="Keep the K highest logits, and the others' sum."
         ),
     ] = None,
+    tail_temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--tail-temperature",
+            help="At which that sum is right.  [default: the method's, else 1]",
+        ),
+    ] = None,
     config: Config = None,
     set_: Set = None,
     dry_run: Annotated[
@@ -184,7 +191,14 @@ def cache(
     """
     from limbeck.cli.cache import cache_logits, collect_cache
 
-    values = collect_cache(options, config=config, overrides=set_ or [], dtype=store, top_k=top_k)
+    values = collect_cache(
+        options,
+        config=config,
+        overrides=set_ or [],
+        dtype=store,
+        top_k=top_k,
+        tail_temperature=tail_temperature,
+    )
     typed = typed_models(options, set_ or []) + _given(teacher_model)
     cache_logits(values, output, typed=typed, dry_run=dry_run, quiet=quiet, as_json=json_)
 

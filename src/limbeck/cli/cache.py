@@ -24,6 +24,7 @@ def collect_cache(
     overrides: Sequence[str],
     dtype: str | None,
     top_k: int | None,
+    tail_temperature: float | None,
 ) -> dict[str, Any]:
     """Plain settings of a cache: those of a run that matter to it, and how numbers are kept.
 
@@ -33,11 +34,12 @@ def collect_cache(
         overrides: each ``a.b=value``.
         dtype: of the logits.
         top_k: how many of the highest are kept.
+        tail_temperature: at which the others keep their probability.
     """
     values = collect_settings(options, config=config, overrides=overrides, teacher=True)
     if config is not None:  # a run has more settings than a cache
         values = {name: values[name] for name in CacheConfig.model_fields if name in values}
-    storage = {"dtype": dtype, "top_k": top_k}
+    storage = {"dtype": dtype, "top_k": top_k, "temperature": tail_temperature}
     given = {name: value for name, value in storage.items() if value is not None}
     return values | {"storage": {**values.get("storage", {}), **given}}
 

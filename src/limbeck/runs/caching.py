@@ -74,7 +74,8 @@ class CacheConfig(Settings):
         method: that shall learn from them: its further views are stored, and what it asks of the
             teacher before training.
         train: precision, device, images at a time (``eval_batch_size``).
-        storage: of each image's logits.
+        storage: of each image's logits; the temperature of those left out is the method's own,
+            where it has one and none is set.
     """
 
     seed: int = 0
@@ -259,10 +260,17 @@ def _card(config: CacheConfig, data: DataBundle, named: NamedNetwork) -> CacheCa
         seed=augment.key(config.seed, 0)[0] if drawn else None,
         draws=augment.cycle if drawn and augment.cycle is not None else 1,
         views=views,
-        storage=config.storage,
+        storage=_storage(config),
         method=_prepared_by(config.method, config.stages()),
         settings=_data_settings(config.data, config.seed),
     )
+
+
+def _storage(config: CacheConfig) -> Storage:
+    storage, temperature = config.storage, config.method.get("temperature")
+    if storage.top_k is None or storage.temperature is not None:
+        return storage
+    return storage.changed(temperature=temperature if isinstance(temperature, float) else 1.0)
 
 
 def _check_same(folder: Path, then: CacheCard, now: CacheCard) -> None:

@@ -507,7 +507,11 @@ class _Session:
             {
                 "method": type(method).__qualname__,
                 "settings": settings,
-                "teacher": [named.name, self.teacher_hashes["teacher_hash"], named.normalization.plain()],
+                "teacher": [
+                    named.name,
+                    self.teacher_hashes["teacher_hash"],
+                    named.normalization.plain(),
+                ],
                 "classes": None if named.classes is None else list(named.classes),
                 "images": self.split_hashes["train"],
                 "code": [sources_hash(), torch.__version__],

@@ -211,6 +211,27 @@ def test_what_every_method_has_is_set_for_all_and_a_temperature_where_there_is_o
     assert "temperature" not in methods["rkd"]
 
 
+def test_a_combination_is_a_row_under_a_label_that_a_folder_can_have(collect):
+    values = collect(
+        methods="kd,kd+at,both=kd+rkd",
+        method_sets=["kd+at.kd.temperature=2", "kd-at.at.p=1", "both.rkd.angle_weight=3"],
+        smoothing="0.1",
+        student="digits_cnn_tiny",
+        teacher="runs/t",
+        epochs="4",
+        sched="cosine",
+    )
+    assert list(values["contenders"]) == ["ce", "kd", "kd-at", "both"]
+    row = CompareConfig.read(values).contenders["kd-at"]
+    assert (row.title, row.name) == ("kd+at", "kd+at")
+    assert row.chosen() == {
+        "method.label_smoothing": 0.1,
+        "method.kd.temperature": 2.0,
+        "method.at.p": 1.0,
+    }
+    assert CompareConfig.read(values).contenders["both"].title is None
+
+
 def test_a_teacher_is_trained_by_the_same_recipe_where_none_is_given(collect):
     flags = {"student": "digits_cnn_tiny", "epochs": "4", "sched": "cosine"}
     values = collect(teacher_model="digits_cnn", seeds="5,6", **flags)
@@ -244,6 +265,7 @@ def test_settings_may_come_from_any_file_that_holds_some(collect, tmp_path, form
         ({"methods": None}, SettingsError, "--methods kd,fitnet,rkd"),
         ({"methods": "kdd"}, UnknownNameError, "did you mean 'kd'"),
         ({"methods": "kd,kd"}, SettingsError, "names 'kd' twice"),
+        ({"methods": "kd+simkd"}, SettingsError, "simkd cannot be combined"),
         ({"overrides": ["seed=3"]}, SettingsError, "--seeds 0,3,7"),
         ({"overrides": ["method.temperature_x=3"]}, SettingsError, "--method-set"),
         ({"method_sets": ["rkd.ce_weight=1"]}, UnknownNameError, "row of the comparison"),

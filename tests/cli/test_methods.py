@@ -30,6 +30,18 @@ def test_a_card_has_formula_source_departures_and_every_default(name, limbeck):
         assert shown.removeprefix(json.dumps(value)).strip()  # and what it means
 
 
+def test_a_combinations_card_lists_what_can_be_set_of_each_method(limbeck):
+    out = limbeck("methods", "kd+at").out
+    rows = [line.split() for line in out.splitlines() if line.startswith(" ")]
+    values = {row[0]: row[1] for row in rows}
+    assert values["kd.temperature"] == "4.0"
+    assert (values["kd.ce_weight"], values["at.ce_weight"]) == ("0.1", "0.0")
+    assert "label_smoothing" in values
+    assert "kd.label_smoothing" not in values
+    assert "reads student stage*, teacher stage*" in out
+    assert "--method kd+at" in out
+
+
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_card_keeps_its_words_and_fits_the_terminal(name, width, limbeck, monkeypatch):

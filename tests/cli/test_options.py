@@ -81,6 +81,19 @@ def test_a_method_of_another_name_takes_only_what_all_methods_have(tmp_path):
         assert changed["method"] == {"name": "rkd", "label_smoothing": 0.1}
 
 
+def test_a_combinations_settings_are_set_by_its_methods_names(tmp_path):
+    wanted = {"name": "kd+at", "kd": {"temperature": 2}, "at": {"p": 1}}
+    overrides = ["kd.temperature=2", "method.at.p=1", "optim.lr=1"]
+    values = collected(("--method", "kd+at"), overrides=overrides)
+    assert values["method"] == wanted
+    assert values["optim"] == {"lr": 1}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"method": {"name": "kd+at"}}))
+    assert collected(config=path, overrides=overrides)["method"] == wanted
+    # To a single method this is a setting of the run, which there is not.
+    assert collected(("--method", "kd"), overrides=["kd.temperature=2"])["method"] == {"name": "kd"}
+
+
 def test_a_distilled_runs_file_gives_train_its_matched_baseline(tmp_path, runs):
     path = runs / "student" / "config.json"
     distilled = RunConfig.read(json.loads(path.read_text()))

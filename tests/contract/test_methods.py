@@ -14,14 +14,18 @@ from limbeck.core.normalization import Normalization
 from limbeck.core.types import Batch, LossTerms, Progress
 from limbeck.engine.learner import NO_TEACHER
 from limbeck.engine.probe import build_learner, freeze_idle
-from limbeck.methods import METHODS
+from limbeck.methods import METHODS, find_method
 from limbeck.models.digits_cnn import digits_cnn, digits_cnn_tiny
 from limbeck.teacher import Teacher, state_hash
 
-ROWS = [pytest.param(entry, id=name) for name, entry in METHODS.items()]
+# With adapters, memory, a pass over the data, further views; what each method alone promises, a
+# combination promises too.
+COMBINATIONS = ("kd+at", "crd+kd", "wkd_logit+wkd_feature", "rkd+kd", "cat_kd+mlkd")
+ENTRIES = {**METHODS, **{name: find_method(name) for name in COMBINATIONS}}
+ROWS = [pytest.param(entry, id=name) for name, entry in ENTRIES.items()]
 STAGES = [
     pytest.param(stage, id=f"{name}-{stage.name}")
-    for name, entry in METHODS.items()
+    for name, entry in ENTRIES.items()
     for stage in entry.stages(entry.config())
 ]
 TAUGHT = [case for case in STAGES if case.values[0].method.needs(case.values[0].config).teacher]

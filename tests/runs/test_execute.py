@@ -492,6 +492,8 @@ class Preparing(Method[MethodConfig]):
 
     def prepare(self, teacher, batches):
         seen = list(batches)
+        again = [batch.index for batch in batches]  # as often as is wanted
+        assert torch.equal(torch.cat(again), torch.cat([batch.index for batch in seen]))
         with torch.no_grad():
             self.count += sum(len(teacher(batch.image).logits) for batch in seen)
         self.calls.append(self.count.item())

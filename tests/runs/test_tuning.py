@@ -132,6 +132,18 @@ def test_a_method_without_a_space_is_refused_before_anything_runs(comparison, mo
     check_tunable(comparison(tuning=None))
 
 
+def test_a_combination_is_tuned_in_what_its_methods_are(comparison):
+    row = {"method": {"name": "kd+at", "at": {"at_weight": 10}}}
+    config = comparison(contenders={"kd-at": row})
+    found = space(config, "kd-at")
+    weights = {"method.kd.kd_weight", "method.at.at_weight"}
+    assert found.keys() == {"optim.lr", "method.kd.temperature", *weights}
+    assert (found["method.at.at_weight"].low, found["method.at.at_weight"].high) == (1, 100)
+    chosen = dict.fromkeys(found, 2.0)
+    run = config.run_config("kd-at", 0, tuned=chosen)
+    assert (run.method_config.at.at_weight, run.method_config.kd.temperature) == (2, 2)
+
+
 def test_without_validation_there_is_nothing_to_choose_on(comparison):
     shared = SHARED | {"data": {"val_fraction": 0}}
     with pytest.raises(SettingsError, match="val_fraction is 0"):

@@ -19,7 +19,8 @@ from limbeck.core.errors import LimbeckError, SettingsError, UnknownNameError
 from limbeck.core.settings import apply_overrides, parse_override
 from limbeck.engine.loop import InterruptedRun
 from limbeck.engine.recorder import Observer, SilentObserver
-from limbeck.methods import METHODS
+from limbeck.methods import find_method
+from limbeck.methods.combine import SEPARATOR
 from limbeck.reports.compared import Compared, read_comparison
 from limbeck.reports.files import write_comparison
 from limbeck.reports.shots import shot_table
@@ -104,6 +105,8 @@ def collect_comparison(
         values = _changed(values, path, value)
     for text in method_sets:
         (label, *name), value = parse_override(text)
+        if label not in values["contenders"]:  # a combination by the name of its method
+            label = label.replace(SEPARATOR, "-")
         if label not in values["contenders"]:
             raise UnknownNameError("row of the comparison", label, values["contenders"])
         if not name:
@@ -370,20 +373,18 @@ def _rows(methods: str, known: Mapping[str, Any]) -> dict[str, Any]:
     rows: dict[str, Any] = {k: v for k, v in known.items() if v.get("role") == "baseline"}
     for item in filter(None, (part.strip() for part in methods.split(","))):
         label, _, name = item.rpartition("=")
-        label = label or name
+        named, label = bool(label), label or name.replace(SEPARATOR, "-")
         if label == BASELINE:
             continue
-        if name not in METHODS:
-            raise UnknownNameError(
-                "method", name, METHODS, hint="`limbeck methods` lists what they do."
-            )
+        find_method(name)  # an unknown one is refused here
         if label in rows:
             raise SettingsError(
                 f"--methods names {label!r} twice; give the second one a label: {label}2={name}"
             )
         old = known.get(label)
         same = old is not None and old.get("method", {}).get("name") == name
-        rows[label] = old if same else {"method": {"name": name}}
+        title = {} if named or label == name else {"title": name}
+        rows[label] = old if same else {"method": {"name": name}, **title}
     return rows | {k: v for k, v in known.items() if v.get("role") == "reference"}
 
 
@@ -394,8 +395,7 @@ def _changed(values: dict[str, Any], path: tuple[str, ...], value: object) -> di
             raise SettingsError("a comparison has several seeds; give them with --seeds 0,3,7")
         case ("method", "label_smoothing" | "temperature" as name):
             for label, row in values["contenders"].items():
-                entry = METHODS.get(str(row.get("method", {}).get("name")))
-                if entry is not None and name in entry.config.model_fields:
+                if _has_setting(str(row.get("method", {}).get("name")), name):
                     values = _set(values, ("contenders", label, "method", name), value)
             return values
         case ("method", *_):
@@ -406,6 +406,14 @@ def _changed(values: dict[str, Any], path: tuple[str, ...], value: object) -> di
             return _set(values, path, value)
         case _:
             return _set(values, ("shared", *path), value)
+
+
+def _has_setting(method: str, name: str) -> bool:
+    """Whether a method has it; a method that cannot be had is refused when all is checked."""
+    try:
+        return name in find_method(method).config.model_fields
+    except LimbeckError:
+        return False
 
 
 def _set(values: dict[str, Any], path: tuple[str, ...], value: object) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 from rich.table import Table
@@ -78,6 +79,7 @@ def _list(*, as_json: bool) -> None:
     console = make_console()
     console.print(table)
     console.print("\n`limbeck methods NAME` shows a method's formula, defaults and source.")
+    console.print("Names joined by + are one run of several: kd+at, crd+kd.")
 
 
 def _card(name: str, entry: MethodEntry, *, as_json: bool) -> None:
@@ -91,9 +93,8 @@ def _card(name: str, entry: MethodEntry, *, as_json: bool) -> None:
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column()
-    meanings = _meanings(entry.config)
-    for field, value in entry.config().plain().items():
-        table.add_row(field, json.dumps(value), printable(meanings.get(field, "")))
+    for field, value, meaning in _settings(entry.config()):
+        table.add_row(field, json.dumps(value), printable(meaning))
     console.print(table)
     console.print()
     for stage in entry.stages(entry.config()):
@@ -181,6 +182,19 @@ def _part(text: str) -> str:
     """One side of a fraction, in brackets unless it is a single thing."""
     plain = text.strip()
     return plain if plain.isdigit() or _ATOM.fullmatch(plain) else f"({plain})"
+
+
+def _settings(config: MethodConfig, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Every setting: its name, its value, what it means; those of combined methods one by one."""
+    meanings = _meanings(type(config))
+    for field, value in config.plain().items():
+        if prefix and field in MethodConfig.model_fields:  # one for all methods
+            continue
+        inner = getattr(config, field)
+        if isinstance(inner, MethodConfig):
+            yield from _settings(inner, f"{prefix}{field}.")
+        else:
+            yield prefix + field, value, meanings.get(field, "")
 
 
 def _meanings(config: type[MethodConfig]) -> dict[str, str]:

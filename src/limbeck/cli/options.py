@@ -133,7 +133,7 @@ OPTIONS: tuple[RunOption, ...] = (
         ("--method",),
         "method.name",
         str,
-        "See `limbeck methods`.  [default: kd]",
+        "See `limbeck methods`; kd+at is both in one run.  [default: kd]",
         teacher_only=True,
     ),
     RunOption(
@@ -379,6 +379,8 @@ def collect_settings(
 
     values = read_settings(config) if config is not None else {}
     changes = settings_changes(options) + [parse_override(text) for text in overrides]
+    names = _combined(dict(changes).get(("method", "name")) or values.get("method"))
+    changes = [(("method", *p) if p[0] in names else p, value) for p, value in changes]
     for path, value in changes if not teacher else ():
         if path[0] == "teacher" or (path[0] == "method" and path[1:] in ((), ("name",))):
             raise SettingsError(
@@ -400,6 +402,12 @@ def collect_settings(
     if isinstance(method, dict):
         method.setdefault("name", "kd")
     return values
+
+
+def _combined(method: object) -> tuple[str, ...]:
+    """The methods that a combination joins, whose settings --set takes by their names alone."""
+    name = method.get("name") if isinstance(method, dict) else method
+    return tuple(name.split("+")) if isinstance(name, str) and "+" in name else ()
 
 
 def typed_models(options: Mapping[RunOption, Any], overrides: Sequence[str]) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any, Final
 
 from limbeck.core.errors import UnknownNameError
 from limbeck.methods.base import Method, MethodEntry, Stage
 from limbeck.methods.ce import CE, CEConfig
+from limbeck.methods.combine import combined_entry, method_names
 from limbeck.methods.feature.at import AT, ATConfig
 from limbeck.methods.feature.cat_kd import CATKD, CATKDConfig
 from limbeck.methods.feature.cka import CKA, CKAConfig
@@ -252,17 +254,27 @@ METHODS: Final[Mapping[str, MethodEntry]] = MappingProxyType(
 
 
 def find_method(name: str) -> MethodEntry:
-    """The row of the table called ``name``.
+    """The row of the table called ``name``; for names joined by "+", the row they make together.
 
     Raises:
         UnknownNameError: with the nearest names, if there is none.
+        SettingsError: if the methods cannot be combined.
 
     Example:
         >>> find_method("kd").family
         'output'
+        >>> list(find_method("kd+at").config.model_fields)
+        ['label_smoothing', 'kd', 'at']
     """
-    if name not in METHODS:
-        raise UnknownNameError(
-            "method", name, METHODS, hint="`limbeck methods` lists what they do."
-        )
-    return METHODS[name]
+    names = method_names(name)
+    for part in names:
+        if part not in METHODS:
+            raise UnknownNameError(
+                "method", part, METHODS, hint="`limbeck methods` lists what they do."
+            )
+    return METHODS[names[0]] if len(names) == 1 else _combined(names)
+
+
+@cache  # one class of settings for each combination
+def _combined(names: tuple[str, ...]) -> MethodEntry:
+    return combined_entry({name: METHODS[name] for name in names})

@@ -11,7 +11,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -176,7 +176,7 @@ class Method(nn.Module, Generic[C]):
             them through :meth:`label_loss` alone, or reads none.
     """
 
-    buffers_kept_equal: ClassVar[tuple[str, ...]] = ()
+    buffers_kept_equal: tuple[str, ...] = ()
     takes_mixed: bool = False
 
     def __init__(self, config: C) -> None:
@@ -198,8 +198,9 @@ class Method(nn.Module, Generic[C]):
     def prepare(self, teacher: Callable[[Tensor], Outputs], batches: Iterable[Batch]) -> None:
         """Once, before the first epoch: a pass over the data, for methods that need one.
 
-        The batches hold every training image once, in order and without augmentation. What it
-        finds goes into buffers, so that it is in the checkpoint.
+        The batches hold every training image once, in order and without augmentation, and can be
+        gone through more than once. What it finds goes into buffers, so that it is in the
+        checkpoint.
 
         Where :attr:`Needs.before_training` names the settings that it depends on, beside teacher
         and images, later runs with the same ones read its buffers from a file and make no pass.
@@ -288,13 +289,13 @@ class MethodEntry:
     """A row of the table of methods: a method of one stage, or a plan of several.
 
     Attributes:
-        family: where the knowledge lies: the field's own taxonomy.
+        family: where the knowledge lies: the field's own taxonomy; "combined" of several methods.
         config: the settings' class; its defaults are the method's.
         stages: from those settings to the run's stages, in order.
         card: the module whose docstring is the method's card.
     """
 
-    family: Literal["none", "output", "feature", "relation"]
+    family: Literal["none", "output", "feature", "relation", "combined"]
     config: type[MethodConfig]
     stages: Callable[[Any], tuple[Stage, ...]]
     card: str

@@ -91,8 +91,21 @@ class Contender(Settings):
     def chosen(self) -> dict[str, JsonValue]:
         """Settings that are not the published defaults: of the method and of its runs."""
         defaults = resolved_method({"name": self.name})
-        own = {f"method.{k}": v for k, v in self.method.items() if defaults.get(k) != v}
-        return own | self.changes
+        return _changed("method", self.method, defaults) | self.changes
+
+
+def _changed(
+    place: str, values: Mapping[str, JsonValue], defaults: Mapping[str, JsonValue]
+) -> dict[str, JsonValue]:
+    """Values that are not the defaults, by dotted name."""
+    found: dict[str, JsonValue] = {}
+    for name, value in values.items():
+        default = defaults.get(name)
+        if isinstance(value, dict) and isinstance(default, dict):
+            found |= _changed(f"{place}.{name}", value, default)
+        elif value != default:
+            found[f"{place}.{name}"] = value
+    return found
 
 
 class TuningConfig(Settings):

@@ -244,6 +244,16 @@ def _session(config: RunConfig, parts: Parts, observer: Observer | None) -> Iter
             session.close()
 
 
+@dataclass(frozen=True)
+class _Passes:
+    """Batches that can be gone through more than once."""
+
+    begin: Callable[[], Iterator[Batch]]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.begin()
+
+
 class _Session:
     """One sitting of a run: its device, its networks there, the stage it is in."""
 
@@ -475,16 +485,8 @@ class _Session:
                     f"stage {self.stage.name}: no pass over the data; its result is in {kept}"
                 )
                 return
-        # The whole set in every process, so that all of them find the same.
-        whole = eval_batches(
-            self.parts.data.train,
-            self.config.train.eval_batch_size,
-            workers=self.config.train.workers,
-            device=self.device,
-        )
-        layout = self.config.train.memory_format
         before = {name: buffer.clone() for name, buffer in method.named_buffers()}
-        method.prepare(self.teacher, (b.to(self.device, memory_format=layout) for b in whole))
+        method.prepare(self.teacher, _Passes(self._whole_training_set))
         found = {n: b for n, b in method.named_buffers() if not torch.equal(b, before[n])}
         if found and kept is not None and self.world.is_main and not self.is_rehearsal:
             try:
@@ -519,6 +521,17 @@ class _Session:
                 "batches": [train.eval_batch_size, train.channels_last],
             }
         )
+
+    def _whole_training_set(self) -> Iterator[Batch]:
+        """Every training image, in every process, so that all of them find the same."""
+        whole = eval_batches(
+            self.parts.data.train,
+            self.config.train.eval_batch_size,
+            workers=self.config.train.workers,
+            device=self.device,
+        )
+        for batch in whole:
+            yield batch.to(self.device, memory_format=self.config.train.memory_format)
 
     def _make_loader(self, views: Sequence[str] = ()) -> TrainLoader:
         """Training batches of this process."""

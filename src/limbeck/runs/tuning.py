@@ -7,13 +7,14 @@ too: a baseline that nobody tuned is the commonest way of making a method look g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
 from limbeck.core.errors import NonFiniteError, RunFolderError, SettingsError
 from limbeck.core.settings import Settings
+from limbeck.methods.combine import method_names
 from limbeck.runs.compare import TEACHER, CompareConfig
 from limbeck.runs.config import RunConfig
 from limbeck.runs.summary import RunSummary
@@ -152,21 +153,30 @@ def space(config: CompareConfig, label: str) -> dict[str, Span]:
     Raises:
         SettingsError: if its method has no space.
     """
-    row = config.contenders[label]
-    if row.name not in SEARCH_SPACES:
-        known = ", ".join(SEARCH_SPACES)
-        raise SettingsError(
-            f"{label!r} cannot be tuned: method {row.name!r} has no search space (there is one "
-            f"for {known}); add a row to SEARCH_SPACES, or leave --tune out"
-        )
     spans = {}
     start = config.run_config(label, config.seeds[0])
-    for dimension in SEARCH_SPACES[row.name]:
+    for dimension in _dimensions(label, config.contenders[label].name):
         base = _value(start, dimension.name) if dimension.times else 1.0
         if base > 0:  # a weight of 0 switches its term off, and stays 0
             low, high = dimension.low * base, dimension.high * base
             spans[dimension.name] = Span(low=low, high=high, log=dimension.log)
     return spans
+
+
+def _dimensions(label: str, method: str) -> Iterator[Dimension]:
+    """A method's row of the table; of a combination, all its methods' rows, a setting once."""
+    names = method_names(method)
+    for name in names:
+        if name not in SEARCH_SPACES:
+            known = ", ".join(SEARCH_SPACES)
+            raise SettingsError(
+                f"{label!r} cannot be tuned: method {name!r} has no search space (there is one "
+                f"for {known}); add a row to SEARCH_SPACES, or leave --tune out"
+            )
+        for dimension in SEARCH_SPACES[name]:
+            owner, _, setting = dimension.name.partition(".")
+            own = owner == "method" and len(names) > 1
+            yield replace(dimension, name=f"method.{name}.{setting}") if own else dimension
 
 
 def check_tunable(config: CompareConfig) -> None:

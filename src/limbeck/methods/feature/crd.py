@@ -27,7 +27,7 @@ Differs from the source: the images that may be negatives are drawn once a batch
 from __future__ import annotations
 
 import math
-from typing import ClassVar, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -176,7 +176,7 @@ class CRD(Method[CRDConfig]):
         num_negatives: K, as many as there are.
     """
 
-    buffers_kept_equal: ClassVar[tuple[str, ...]] = (
+    buffers_kept_equal: tuple[str, ...] = (
         "labels",
         "normalizer",
         "student_bank",

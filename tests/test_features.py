@@ -271,6 +271,17 @@ def test_logits_must_be_rows_of_classes(image):
         ObservedNetwork(nn.Conv2d(1, 2, 1))(image)
 
 
+def test_what_is_not_asked_for_scores_may_give_anything(image):
+    """A backbone that gives maps, or several things: its layers are read all the same."""
+    network = nn.Sequential(nn.Conv2d(image.shape[1], 2, 1))
+    observed = ObservedNetwork(network, layers=["0"], scores=False)
+    outputs = observed(image)
+    assert torch.equal(outputs.features["0"], network(observed.normalize(image)))
+    assert not outputs.has_logits
+    with pytest.raises(MissingOutputError, match="class scores were not asked for"):
+        _ = outputs.logits
+
+
 class Staged(nn.Module):
     """Three stages, in a module of the name that timm gives them; ReLUs end the first two."""
 

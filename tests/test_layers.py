@@ -150,6 +150,20 @@ def test_penultimate_is_what_the_classifier_multiplies(image):
         torch.testing.assert_close(classifier(vector), network(image))
 
 
+def test_penultimate_of_a_backbone_is_what_it_gives(image):
+    """A classifier's place is taken by an identity; what follows a classifier is none."""
+    timm = pytest.importorskip("timm")
+    for name, settings in (("resnet10t", {}), ("vit_tiny_patch16_224", {"img_size": 32})):
+        network = timm.create_model(name, num_classes=0, **settings).eval()
+        meaning = find_meaning(network, "penultimate", image)
+        assert meaning.reason == "the network ends without a classifier"
+        assert torch.equal(values_at(network, meaning.address, image), network(image))
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4 * 32**2, 2), nn.Identity()
+    )
+    assert find_meaning(network, "penultimate", image) == Meaning("2:input")
+
+
 @pytest.mark.parametrize("name", ["timm/resnet10t", "torchvision/mobilenet_v3_small"])
 def test_looking_changes_nothing(name, image):
     network = named(name).train()

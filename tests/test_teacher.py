@@ -80,6 +80,14 @@ def test_features_and_classifier_are_read_when_asked_for(network):
     assert not outputs.classifier.weight.requires_grad
 
 
+def test_without_scores_it_may_be_any_backbone():
+    backbone = nn.Conv2d(1, 2, 3)
+    outputs = Teacher(nn.Sequential(backbone), layers=["0"], scores=False)(IMAGE)
+    assert torch.equal(outputs.features["0"], backbone(IMAGE))
+    assert not outputs.has_logits
+    assert not outputs.features["0"].requires_grad
+
+
 def test_equal_states_have_equal_hashes_and_different_dtypes_do_not(network):
     assert state_hash(network) == state_hash(network.to(memory_format=torch.channels_last))
     before = state_hash(network)

@@ -476,6 +476,8 @@ class ObservedNetwork(nn.Module):
         stop: end the forward pass after the last tapped layer; there are no logits then.
         classes: which of the network's classes are the data's, in the data's order; None where
             they are the same. Logits and classifier hold these alone.
+        scores: whether what the network gives are class scores; where not, there are no logits,
+            and it may give anything.
     """
 
     def __init__(
@@ -487,9 +489,11 @@ class ObservedNetwork(nn.Module):
         classifier: bool = False,
         stop: bool = False,
         classes: Sequence[int] | None = None,
+        scores: bool = True,
     ) -> None:
         super().__init__()
         self.network = network
+        self.scores = scores
         self.normalize = Normalize(normalization or Normalization())
         self.tap = FeatureTap(network, layers, stop=stop)
         self.with_classifier = classifier
@@ -509,8 +513,10 @@ class ObservedNetwork(nn.Module):
         if reading.stopped:
             last = list(reading.features)[-1]
             missing = f"the forward pass was stopped after layer {last!r}"
-        else:
+        elif self.scores:
             logits = self.classes(read_logits(self.network, reading.output))
+        else:
+            missing = "this network's class scores were not asked for"
         return Outputs(
             logits,
             features=reading.features,

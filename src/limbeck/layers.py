@@ -412,11 +412,24 @@ def _last_weighted(network: nn.Module, seen: _Pass) -> tuple[_Call, bool]:
 def _before_classifier(network: nn.Module, image: Tensor) -> Meaning:
     seen = _run(network, image[:2])
     call, gives_logits = _last_weighted(network, seen)
+    end = _end_without_classifier(seen)
+    if not gives_logits and end is not None:
+        return Meaning(f"{seen.address(end)}:input", "the network ends without a classifier")
     address = f"{call.name}:input"
     if seen.totals[call.name] > 1:
         address += f"#{call.nth}"
     reason = "the last layer with weights, though something follows it"
     return Meaning(address, "" if gives_logits else reason)
+
+
+def _end_without_classifier(seen: _Pass) -> _Call | None:
+    """The ``nn.Identity`` that gave the output, where one stands in a classifier's place."""
+    output = _first_tensor(seen.output)
+    for call in reversed(seen.calls):
+        same = output is not None and _same_values(call.output, output)
+        if isinstance(call.module, nn.Identity) and call.given is not None and same:
+            return call
+    return None
 
 
 def _classifier_that_ran(network: nn.Module, image: Tensor) -> str:

@@ -13,6 +13,7 @@ from limbeck.functional.logits import standardize_logits
 from limbeck.methods.feature.at import at_loss, attention_map
 from limbeck.methods.feature.cat_kd import cat_loss, class_maps
 from limbeck.methods.feature.crd import crd_loss
+from limbeck.methods.feature.foundation import cosine_distance
 from limbeck.methods.feature.ofd import ofd_loss
 from limbeck.methods.feature.reviewkd import hcl_loss
 from limbeck.methods.feature.vid import vid_loss
@@ -46,6 +47,7 @@ __all__ = [
     "cat_loss",
     "cc_loss",
     "class_maps",
+    "cosine_distance",
     "crd_loss",
     "debiased_cka",
     "dist_loss",

@@ -30,6 +30,7 @@ class Teacher(nn.Module):
         classifier: whether :attr:`Outputs.classifier` is filled.
         classes: which of the network's classes are the data's, in the data's order; None where
             they are the same.
+        scores: whether what the network gives are class scores; where not, it may give anything.
 
     Example:
         >>> teacher = Teacher(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
@@ -47,6 +48,7 @@ class Teacher(nn.Module):
         layers: Sequence[str] = (),
         classifier: bool = False,
         classes: Sequence[int] | None = None,
+        scores: bool = True,
     ) -> None:
         super().__init__()
         self.observed = ObservedNetwork(
@@ -55,6 +57,7 @@ class Teacher(nn.Module):
             layers=layers,
             classifier=classifier,
             classes=classes,
+            scores=scores,
         )
         self.eval()
 

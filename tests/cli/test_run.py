@@ -35,6 +35,22 @@ def test_a_run_says_what_its_summary_holds(limbeck, tmp_path, quick):
     assert answer.err.startswith("train  epoch 1/1  loss ")
 
 
+def test_what_an_embedding_is_worth_is_printed_beside_its_beginning(limbeck, tmp_path, runs, quick):
+    """And where class scores were not taught, nobody is judged by the teacher's."""
+    flags = ("--student", "digits_cnn_tiny", "--teacher", runs / "teacher", *quick)
+    folder = tmp_path / "run"
+    answer = limbeck("distill", "--method", "foundation", *flags, "--output", folder)
+    assert answer.code == 0
+    found = read_summary(folder).embedding
+    for name, title in (("last", ""), ("before", ", before training"), ("teacher", ", teacher")):
+        scores = found[name]["test"]
+        line = f"  {f'embedding, test{title}':<33} linear probe {scores['linear_top1']:7.2%}"
+        assert f"{line}   nearest neighbours {scores['knn_top1']:7.2%}" in answer.out
+    assert "class scores are not taught" in answer.err
+    judged = json.loads(limbeck("eval", folder, "--json").out)
+    assert judged.keys() == {"split", "notice", "student"}
+
+
 def test_a_quiet_run_says_nothing(limbeck, tmp_path, quick):
     assert limbeck("train", *TINY, "--output", tmp_path / "run", *quick, "--quiet") == (0, "", "")
 

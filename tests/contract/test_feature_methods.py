@@ -29,6 +29,7 @@ VARIANTS = {
     ],
     "cka": [{"kernel": "debiased"}, {"kernel": "rbf"}],
     "crd": [{"kd_weight": 1}],
+    "foundation": [{"ce_weight": 1}, {"tokens_weight": 0}],
     "wkd_feature": [{"grid": 2}, {"covariance": "full"}, {"projector": "bottleneck"}],
 }
 

@@ -56,6 +56,12 @@ def test_a_teacher_that_is_trained_lies_where_it_is_told():
     assert config.run_config("ce", 0, teacher_run="here").teacher is None
 
 
+def test_a_teacher_is_judged_by_its_scores_where_a_row_reads_them():
+    assert comparison(["kd", "foundation"]).reads_teacher_scores
+    assert not comparison(["foundation"]).reads_teacher_scores
+    assert not CompareConfig.read({"shared": SHARED}).reads_teacher_scores
+
+
 def test_a_row_may_have_its_own_optimiser_and_tuning_comes_last():
     rows = {"kd": {"method": {"name": "kd", "temperature": 2}, "changes": {"optim.lr": 0.1}}}
     config = comparison(contenders=rows)

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -39,7 +40,9 @@ from limbeck.methods.ce import CE, CEConfig
 from limbeck.methods.output.kd import KD, KDConfig
 from limbeck.methods.output.wkd_logit import WKDLogit
 from limbeck.runs.config import RunConfig
+from limbeck.runs.embedding import embed
 from limbeck.runs.execute import Parts, rehearse, resume
+from limbeck.runs.networks import NamedNetwork
 from limbeck.runs.summary import read_summary
 from limbeck.teacher import state_hash
 
@@ -601,6 +604,93 @@ def test_a_rehearsal_and_a_cost_without_a_pass_keep_nothing(small, tmp_path, cou
     rehearse(config, small.parts(config))
     small.run(wkd(small, method={"cost": "classifier"}), tmp_path / "run")
     assert not counted.folder.exists()
+
+
+class Tower(nn.Module):
+    """A backbone without a classifier: what it gives is 16 numbers and no scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.stage1 = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2))
+        self.head = nn.Identity()
+
+    def forward(self, image):
+        return self.head(self.stage1(image).mean(dim=(2, 3)))
+
+
+def tower_parts(small, config):
+    """The run's parts with a tower, of fixed weights, as its teacher."""
+    parts = small.parts(config.changed(teacher=None, method={"name": "ce"}))
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        tower = NamedNetwork(Tower(), parts.data.normalization, "Tower")
+    return dataclasses.replace(parts, teacher=tower)
+
+
+def test_an_embedding_is_taught_without_labels_and_judged_by_what_it_holds(small, tmp_path):
+    """And the teacher has no class scores. Judged again by hand, before training and after."""
+    config = small.config("foundation", epochs=4, teacher={"name": "python:Tower"})
+    parts = tower_parts(small, config)
+    fresh = copy.deepcopy(parts.student.network)
+    summary = small.run(config, tmp_path / "run", parts=parts)
+    assert (summary.teacher_val, summary.teacher_test) == (None, None)
+    assert summary.scores.keys() == {"last", "best_on_validation"}
+    assert any("class scores are not taught" in note for note in summary.notices)
+    assert any("its class scores are not used" in note for note in summary.notices)
+    assert summary.embedding.keys() == {"last", "before", "teacher"}
+    deployed = small.network(config.changed(teacher=None, method={"name": "ce"}))
+    deployed.load_state_dict(load_file(tmp_path / "run" / "student.safetensors"))
+    for name, network in (("last", deployed), ("before", fresh)):
+        found = embed(
+            {"": NamedNetwork(network, parts.student.normalization, "")},
+            parts.data.test,
+            config=config.train,
+            device=torch.device("cpu"),
+        ).vectors[""]
+        image = (parts.data.test.images / 255 - parts.data.normalization.mean[0]) / (
+            parts.data.normalization.std[0]
+        )
+        with torch.no_grad():
+            expected = network.stage2(network.stage1(image)).mean(dim=(2, 3))
+        torch.testing.assert_close(found, expected)
+        for split in ("val", "test"):
+            assert summary.embedding[name][split].keys() == {"linear_top1", "knn_top1"}
+    gain = summary.embedding["last"]["test"]["linear_top1"]
+    assert gain > summary.embedding["before"]["test"]["linear_top1"]
+    assert read_summary(tmp_path / "run") == summary
+
+
+def test_labels_are_nothing_to_an_embedding(small, tmp_path):
+    """With other labels, the same weights to the last bit; the classifier's among them."""
+    config = small.config("foundation", epochs=2, teacher={"name": "python:Tower"})
+    hashes = []
+    for shift in (0, 3):
+        parts = tower_parts(small, config)
+        train = parts.data.train
+        shifted = train.with_labels((train.labels + shift) % 10)
+        parts = dataclasses.replace(parts, data=dataclasses.replace(parts.data, train=shifted))
+        hashes.append(small.run(config, tmp_path / str(shift), parts=parts).student_hash)
+    assert hashes[0] == hashes[1]
+
+
+def test_an_embedding_that_was_interrupted_is_judged_as_if_it_had_not_been(small, tmp_path):
+    config = small.config("foundation", teacher={"name": "python:Tower"})
+    whole = small.run(config, tmp_path / "whole", parts=tower_parts(small, config))
+    stop = small.Act("train", 14, signal_self(signal.SIGTERM))
+    with pytest.raises(InterruptedRun):
+        small.run(config, tmp_path / "run", parts=tower_parts(small, config), observer=stop)
+    again = small.resume(tmp_path / "run", parts=tower_parts(small, config))
+    assert again.student_hash == whole.student_hash
+    assert again.embedding == whole.embedding
+
+
+def test_a_tower_without_scores_is_refused_where_scores_are_learnt(small, tmp_path):
+    config = small.config("kd", teacher={"name": "python:Tower"})
+    with pytest.raises(ModelError, match="the teacher gives 16"):
+        small.run(config, tmp_path / "run", parts=tower_parts(small, config))
+    both = small.config("kd+foundation", teacher={"name": "python:Tower"})
+    with pytest.raises(ModelError, match="the teacher gives 16"):
+        small.run(both, tmp_path / "run", parts=tower_parts(small, both))
 
 
 def test_a_rehearsal_measures_and_leaves_everything_as_it_was(finished, small, tmp_path):

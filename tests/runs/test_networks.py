@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,6 +96,44 @@ def test_a_module_passed_in_python_cannot_be_made_from_its_name(bundle):
 def test_a_teacher_of_other_classes_is_refused_by_their_names(small):
     with pytest.raises(ModelError, match=r"trained on 10 classes \(.*\), the data has 4 \(class 0"):
         build_teacher(TeacherConfig(run=small.teacher), small.bundle())
+
+
+def test_without_scores_a_teachers_classes_may_be_any(small, tmp_path):
+    """Of a run; and of a file: with another classifier, or none."""
+    other = small.bundle()
+    loaded, _ = load_student(small.teacher)
+    found = build_teacher(TeacherConfig(run=small.teacher), other, scores=False)
+    assert equal(state(found.network), state(loaded.network))
+    whole = Path(small.teacher) / "student.safetensors"
+    config = TeacherConfig(name="digits_cnn_tiny", checkpoint=str(whole))
+    with pytest.raises(CheckpointError):
+        build_teacher(config, other)
+    assert equal(state(build_teacher(config, other, scores=False).network), state(loaded.network))
+    backbone = {k: v for k, v in loaded.network.state_dict().items() if not k.startswith("fc.")}
+    save_file(backbone, tmp_path / "backbone.safetensors")
+    config = TeacherConfig(
+        name="digits_cnn_tiny", checkpoint=str(tmp_path / "backbone.safetensors")
+    )
+    with pytest.raises(CheckpointError, match=r"missing in the file \(2\): fc.weight, fc.bias"):
+        build_teacher(config, other)
+    bare = build_teacher(config, other, scores=False).network.state_dict()
+    assert all(torch.equal(bare[name], value) for name, value in backbone.items())
+
+
+def test_a_file_of_a_timm_backbone_needs_no_classifier(small, tmp_path):
+    timm = pytest.importorskip("timm")
+    network = timm.create_model("vit_small_patch14_dinov2", img_size=28, depth=1)
+    assert network.num_classes == 0
+    save_file(network.state_dict(), tmp_path / "tower.safetensors")
+    config = TeacherConfig(
+        name="timm/vit_small_patch14_dinov2",
+        checkpoint=str(tmp_path / "tower.safetensors"),
+        img_size=28,
+        in_chans=3,
+        model_kwargs={"depth": 1},
+    )
+    found = build_teacher(config, small.bundle(), scores=False)
+    assert equal(state(found.network), state(network))
 
 
 def test_a_grey_teacher_sees_colour_images_as_grey(small):

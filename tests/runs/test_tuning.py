@@ -144,6 +144,15 @@ def test_a_combination_is_tuned_in_what_its_methods_are(comparison):
     assert (run.method_config.at.at_weight, run.method_config.kd.temperature) == (2, 2)
 
 
+def test_what_teaches_no_class_scores_is_not_judged_by_them(comparison):
+    with pytest.raises(SettingsError, match=r"does not teach; .*foundation.ce_weight=1"):
+        space(
+            comparison(contenders={"foundation": {"method": {"name": "foundation"}}}), "foundation"
+        )
+    row = {"method": {"name": "foundation", "ce_weight": 1}}
+    assert "optim.lr" in space(comparison(contenders={"foundation": row}), "foundation")
+
+
 def test_without_validation_there_is_nothing_to_choose_on(comparison):
     shared = SHARED | {"data": {"val_fraction": 0}}
     with pytest.raises(SettingsError, match="val_fraction is 0"):

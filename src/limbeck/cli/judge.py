@@ -62,7 +62,7 @@ def evaluate_run(
 
     names, found = {"student": student.name}, {"student": judged(student)}
     notice = None
-    if config.teacher is not None:
+    if config.teacher is not None and config.reads_teacher_scores:
         try:
             teacher = open_teacher(config.teacher, data, typed=typed)
             found["teacher"] = judged(teacher)
@@ -110,7 +110,7 @@ def predict_images(
     student, card = load_student(run, best=best, typed=typed)
     networks = {"student": student}
     notice = None
-    if config.teacher is not None:
+    if config.teacher is not None and config.reads_teacher_scores:
         try:
             networks["teacher"] = _teacher(config.teacher, config, card, typed)
         except LimbeckError as error:  # the student can be shown without it

@@ -115,6 +115,15 @@ def _print_summary(summary: RunSummary, folder: Path, *, quiet: bool, as_json: b
     if any(value is not None for value in shots.values()):
         each = (f"{SHOTS[k]} {'-' if v is None else f'{v:.2%}'}" for k, v in shots.items())
         console.print(f"  test, by images of a class: {', '.join(each)}")
+    for name, splits in summary.embedding.items():
+        split = "test" if "test" in splits else next(iter(splits), None)
+        if split is not None:
+            found = splits[split]
+            whose = {"last": "", "before": ", before training"}.get(name, f", {name}")
+            console.print(
+                f"  {f'embedding, {split}{whose}':<33} linear probe {found['linear_top1']:7.2%}   "
+                f"nearest neighbours {found['knn_top1']:7.2%}"
+            )
     console.print(
         f"  {summary.num_parameters:,} parameters, {summary.num_macs:,} multiply-adds; "
         f"{summary.seconds:.1f} s, {summary.images_per_second:,.0f} images/s"

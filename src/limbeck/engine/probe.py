@@ -122,7 +122,8 @@ def build_learner(
                 teacher_outputs = (
                     NO_TEACHER if teacher is None else dry_forward("teacher", teacher, batch)
                 )
-            check_fit(student_outputs, teacher_outputs, num_classes=num_classes)
+            scored = teacher_outputs if needs.teacher_scores else Outputs()
+            check_fit(student_outputs, scored, num_classes=num_classes)
             batch_norms = {}
             if isinstance(teacher, Teacher) and needs.teacher_batch_norms:
                 addresses = teacher.observed.tap.addresses

@@ -17,6 +17,7 @@ from limbeck.methods.feature.cka import CKA, CKAConfig
 from limbeck.methods.feature.crd import CRD, CRDConfig
 from limbeck.methods.feature.fitnet import FitNetConfig, fitnet_stages
 from limbeck.methods.feature.fitnet_one_stage import FitNetOneStage, FitNetOneStageConfig
+from limbeck.methods.feature.foundation import Foundation, FoundationConfig
 from limbeck.methods.feature.ofd import OFD, OFDConfig
 from limbeck.methods.feature.reviewkd import ReviewKD, ReviewKDConfig
 from limbeck.methods.feature.simkd import SimKD, SimKDConfig
@@ -128,6 +129,12 @@ METHODS: Final[Mapping[str, MethodEntry]] = MappingProxyType(
             config=FitNetOneStageConfig,
             stages=_one_stage(FitNetOneStage),
             card="limbeck.methods.feature.fitnet_one_stage",
+        ),
+        "foundation": MethodEntry(
+            family="feature",
+            config=FoundationConfig,
+            stages=_one_stage(Foundation),
+            card="limbeck.methods.feature.foundation",
         ),
         "fsp": MethodEntry(
             family="relation",

@@ -54,6 +54,10 @@ class Needs:
 
     Attributes:
         teacher: whether there must be one.
+        teacher_scores: whether its class scores mean anything to the method. A teacher that is
+            not asked for them may give whatever its features are, and is not judged by them.
+        student_scores: whether the student's class scores are taught; where no method teaches
+            them, they stay as chance made them.
         student_layers: names tapped on the student; ``Outputs.features`` answers to these names,
             and for ``stage*`` to those of the network's stages (:meth:`Probe.layers` lists them).
         teacher_layers: the same on the teacher.
@@ -67,9 +71,13 @@ class Needs:
         views: names of further views the batch must hold.
         stop_student: end the student's forward pass once its last layer was tapped, so that
             nothing behind it runs, learns, or moves a batch-norm statistic.
+        embeds: whether the student is taught an embedding ("penultimate"), by which it is judged
+            at the end, beside its class scores.
     """
 
     teacher: bool = True
+    teacher_scores: bool = True
+    student_scores: bool = True
     student_layers: tuple[str, ...] = ()
     teacher_layers: tuple[str, ...] = ()
     student_classifier: bool = False
@@ -78,6 +86,7 @@ class Needs:
     before_training: tuple[str, ...] = ()
     views: tuple[str, ...] = ()
     stop_student: bool = False
+    embeds: bool = False
 
     @property
     def logits_suffice(self) -> bool:

@@ -448,6 +448,7 @@ def open_teacher(
     *,
     typed: Collection[str] = (),
     network: NamedNetwork | None = None,
+    scores: bool = True,
 ) -> NamedNetwork | CachedTeacher:
     """The teacher that the settings name, or the cache of its logits.
 
@@ -456,13 +457,14 @@ def open_teacher(
         data: whose classes it must have.
         typed: names of models that the user gave here and now; these alone may run code.
         network: the teacher, where it was passed in.
+        scores: whether its class scores are wanted; without them, its classes may be any.
 
     Raises:
         CacheError: if the cache is not whole, or of another teacher.
     """
     named = network
     if named is None and (config.run is not None or config.name is not None):
-        named = build_teacher(config, data, typed=typed)
+        named = build_teacher(config, data, typed=typed, scores=scores)
     if config.cache is None:
         assert named is not None
         return named

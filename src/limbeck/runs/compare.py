@@ -214,6 +214,14 @@ class CompareConfig(Settings):
         """Whether there is one, or will be."""
         return self.teacher is not None or self.teacher_training is not None
 
+    @property
+    def reads_teacher_scores(self) -> bool:
+        """Whether there is a teacher whose class scores mean anything to any row."""
+        if not self.has_teacher:
+            return False
+        seed = self.seeds[0]
+        return any(self.run_config(label, seed).reads_teacher_scores for label in self.contenders)
+
     def resolved(self) -> Self:
         """The same with one split for all seeds: the first seed's, unless another is set."""
         seed = self.seeds[0]

@@ -223,6 +223,12 @@ class RunConfig(Settings):
         """The run's stages, in order."""
         return find_method(self.method_name).stages(self.method_config)
 
+    @property
+    def reads_teacher_scores(self) -> bool:
+        """Whether the teacher's class scores mean anything to any stage."""
+        wanted = [stage.method.needs(stage.config) for stage in self.stages()]
+        return any(needs.teacher and needs.teacher_scores for needs in wanted)
+
     def stage_epochs(self) -> tuple[int, ...]:
         """Whole epochs of each stage: by share, at least one each, adding up to all."""
         stages = self.stages()

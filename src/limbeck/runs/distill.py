@@ -130,7 +130,13 @@ def _parts(
         passed = None
         if isinstance(teacher, nn.Module):
             passed = take_teacher(teacher, config.teacher, bundle)
-        master = open_teacher(config.teacher, bundle, typed=(str(teacher),), network=passed)
+        master = open_teacher(
+            config.teacher,
+            bundle,
+            typed=(str(teacher),),
+            network=passed,
+            scores=config.reads_teacher_scores,
+        )
     return Parts(bundle, pupil, master)
 
 

@@ -33,6 +33,7 @@ from limbeck.methods.feature.simkd import ReusedClassifier
 from limbeck.models import save_weights, summarise
 from limbeck.runs.caching import check_cache, open_teacher
 from limbeck.runs.config import RunConfig
+from limbeck.runs.embedding import judge_embeddings
 from limbeck.runs.folder import RunFolder, describe_environment
 from limbeck.runs.measure import PeakMemory, deployed_bytes, images_per_second
 from limbeck.runs.networks import NamedNetwork, StudentCard, build_student
@@ -116,7 +117,9 @@ def prepare_parts(
     student = build_student(config.student, data, seed=config.seed, typed=typed)
     teacher = None
     if config.teacher is not None:
-        teacher = open_teacher(config.teacher, data, typed=typed)
+        teacher = open_teacher(
+            config.teacher, data, typed=typed, scores=config.reads_teacher_scores
+        )
     return Parts(data, student, teacher)
 
 
@@ -267,6 +270,10 @@ class _Session:
         self.stages = config.stages()
         self.stage_epochs = config.stage_epochs()
         self.student = self._place(parts.student.network)
+        wanted = [stage.method.needs(stage.config) for stage in self.stages]
+        self.taught_scores = any(needs.student_scores for needs in wanted)
+        # What the embedding was before training, to compare with.
+        self.before = copy.deepcopy(self.student) if any(needs.embeds for needs in wanted) else None
         self.trainable = {n: p.requires_grad for n, p in self.student.named_parameters()}
         self.split_hashes = parts.data.split_fingerprints()
         self.data_hash = joint_fingerprint(self.split_hashes)
@@ -284,6 +291,8 @@ class _Session:
             noted += (parts.teacher,)
         for note in (note for part in noted for note in part.notes):
             self.note(note)
+        if not self.taught_scores:
+            self.note("the student's class scores are not taught: their accuracy says nothing")
 
     def close(self) -> None:
         """Leave the networks, which are the caller's, without hooks and compiled code."""
@@ -319,11 +328,15 @@ class _Session:
                 self._place(named.network),
                 normalization=named.normalization,
                 classes=named.classes,
+                scores=self.config.reads_teacher_scores,
             ).to(self.device)
             outputs = dry_forward("teacher", teacher, self._dry_batch(_DRY_IMAGES))
             check_fit(Outputs(), outputs, num_classes=self.parts.data.num_classes)
         split = self.parts.data.val
         if not judge:
+            return
+        if not self.config.reads_teacher_scores:
+            self.note(f"teacher {named.name}: its class scores are not used, and not judged")
             return
         if split is None:
             self.note("no validation split: the teacher's accuracy is not checked before training")
@@ -435,6 +448,7 @@ class _Session:
                 layers=needs.teacher_layers,
                 classifier=needs.teacher_classifier,
                 classes=named.classes,
+                scores=needs.teacher_scores,
             ).to(self.device)
             self._taps.callback(self.teacher.observed.tap.close)
         data = self.parts.data
@@ -680,6 +694,7 @@ class _Session:
         if isinstance(self.parts.teacher, NamedNetwork) and teacher_hash is not None:
             Teacher(self.parts.teacher.network).check_unchanged(teacher_hash)
         peak_memory = self._peak_memory()  # before anything is measured that training did not do
+        embedding = self._judge_embedding(networks["last"])
         speed = self._speed(deployed)
         scores, faults = judge_answers(
             answers.get("test"), answers.get("val"), data.label_counts().tolist()
@@ -711,7 +726,9 @@ class _Session:
             if test is None
             else TestResult(last=test["last"], best_on_validation=test.get("best_on_validation")),
             teacher_val=self.teacher_val,
-            teacher_test=None if test is None or self.parts.teacher is None else test["teacher"],
+            teacher_test=None
+            if test is None or self.parts.teacher is None
+            else test.get("teacher"),
             seconds=round(seconds, 3),
             images_per_second=round(self.past["images"] / max(seconds, 1e-9), 1),
             notices=tuple(self.notices),
@@ -723,6 +740,7 @@ class _Session:
             peak_memory_bytes=peak_memory,
             deployed_bytes=deployed_bytes(deployed),
             inference_images_per_second=round(speed, 1),
+            embedding=embedding,
         )
         if self.world.is_main:
             weights = (last_weights, None if best is None else best.weights)
@@ -747,7 +765,7 @@ class _Session:
             if isinstance(named, NamedNetwork):
                 self._place(named.network)
             networks[name] = named
-        if self.parts.teacher is not None:
+        if self.parts.teacher is not None and self.config.reads_teacher_scores:
             networks["teacher"] = self.parts.teacher
         return networks
 
@@ -765,6 +783,33 @@ class _Session:
                 answers[split] = KeptLogits()
                 scores = self._judge(networks, split, answers[split])
         return (scores if "test" in answers else None), answers
+
+    def _judge_embedding(
+        self, student: NamedNetwork | CachedTeacher
+    ) -> dict[str, dict[str, dict[str, float]]]:
+        """Of the student after and before training and of the teacher, if one was taught."""
+        if self.before is None or not self.world.is_main:
+            return {}
+        assert isinstance(student, NamedNetwork)
+        networks = {
+            "last": student,
+            "before": NamedNetwork(self.before, student.normalization, student.name),
+        }
+        if isinstance(self.parts.teacher, NamedNetwork):
+            self.parts.teacher.network._compiled_call_impl = None  # which would not call a tap
+            networks["teacher"] = self.parts.teacher
+        splits = self.parts.data.splits
+        scores, notes = judge_embeddings(
+            networks,
+            splits.pop("train"),
+            splits,
+            config=self.config.train,
+            device=self.device,
+            seed=self.config.seed,
+        )
+        for note in notes:
+            self.note(note)
+        return scores
 
     def _speed(self, deployed: nn.Module) -> float:
         """Images a second through what is deployed."""

@@ -21,6 +21,7 @@ from limbeck.methods.feature.simkd import ReusedClassifier, ReusedClassifierConf
 from limbeck.models import (
     OpenedModel,
     fill_network,
+    is_vision_name,
     load_weights,
     make_ready,
     open_model,
@@ -235,9 +236,19 @@ def _heads(network: nn.Module) -> tuple[str, ...]:
 
 
 def build_teacher(
-    config: TeacherConfig, bundle: DataBundle | DataFacts, *, typed: Collection[str] = ()
+    config: TeacherConfig,
+    bundle: DataBundle | DataFacts,
+    *,
+    typed: Collection[str] = (),
+    scores: bool = True,
 ) -> NamedNetwork:
     """The teacher with its weights.
+
+    Args:
+        config: what it is.
+        bundle: the data.
+        typed: names that may run code.
+        scores: whether its class scores are wanted; without them, its classes may be any.
 
     Raises:
         UnknownNameError: with the nearest names, for an unknown model.
@@ -247,15 +258,15 @@ def build_teacher(
     """
     data = _facts(bundle)
     if config.run is not None:
-        return _teacher_of_run(config, data, typed)
+        return _teacher_of_run(config, data, typed, scores=scores)
     if config.name is None:
         raise ModelError(
             f"the teacher is known by its cached logits alone ({config.cache}), and these are of "
             "the data's own images; for others name the network itself"
         )
-    opened = _open_teacher(config, config.name, data, typed)
+    opened = _open_teacher(config, config.name, data, typed, scores=scores)
     normalization = _normalization(config.normalization or opened.normalization, opened, data)
-    return _teacher(config, opened, normalization, config.name, data)
+    return _teacher(config, opened, normalization, config.name, data, scores=scores)
 
 
 def take_teacher(network: nn.Module, config: TeacherConfig, bundle: DataBundle) -> NamedNetwork:
@@ -268,11 +279,13 @@ def take_teacher(network: nn.Module, config: TeacherConfig, bundle: DataBundle) 
     return _teacher(config, opened, normalization, config.name, data)
 
 
-def _teacher_of_run(config: TeacherConfig, data: DataFacts, typed: Collection[str]) -> NamedNetwork:
+def _teacher_of_run(
+    config: TeacherConfig, data: DataFacts, typed: Collection[str], *, scores: bool
+) -> NamedNetwork:
     assert config.run is not None
     loaded, card = load_student(config.run, typed=typed)
     mine, theirs = data.class_names, card.class_names
-    if config.class_map is None and mine != theirs:
+    if scores and config.class_map is None and mine != theirs:
         advice = "use a teacher of the same classes"
         if set(mine) <= set(theirs):
             numbers = ", ".join(str(theirs.index(name)) for name in mine)
@@ -285,11 +298,12 @@ def _teacher_of_run(config: TeacherConfig, data: DataFacts, typed: Collection[st
     size = _size(config) or (None if trained[1:] == data.size else trained[1:])
     opened = OpenedModel(loaded.network, None, size, trained[0], card.num_classes)
     own = config.normalization or loaded.normalization
-    return _teacher(config, opened, _normalization(own, opened, data), loaded.name, data)
+    normalization = _normalization(own, opened, data)
+    return _teacher(config, opened, normalization, loaded.name, data, scores=scores)
 
 
 def _open_teacher(
-    config: TeacherConfig, name: str, data: DataFacts, typed: Collection[str]
+    config: TeacherConfig, name: str, data: DataFacts, typed: Collection[str], *, scores: bool
 ) -> OpenedModel:
     """Made as its weights want it, and filled with them."""
 
@@ -309,15 +323,22 @@ def _open_teacher(
 
     if config.checkpoint is None:
         return make(None if config.pretrained else len(data.class_names))
-    opened = make(len(data.class_names))
+    # A backbone that was published without a classifier has none in its file.
+    opened = make(len(data.class_names) if scores or not is_vision_name(name) else None)
     make_ready(opened.network, _normalization(None, opened, data).input_shape(data.image_shape))
     path = Path(config.checkpoint)
-    if config.class_map is not None:
-        state = without_prefix(read_weights(path), opened.network)
-        heads = [state[f"{h}.weight"] for h in _heads(opened.network) if f"{h}.weight" in state]
-        if heads and len(heads[0]) != len(data.class_names):
-            opened = make(len(heads[0]))
-    load_weights(opened.network, path)
+    if config.class_map is None and scores:
+        load_weights(opened.network, path)
+        return opened
+    state = without_prefix(read_weights(path), opened.network)
+    heads = [state[f"{h}.weight"] for h in _heads(opened.network) if f"{h}.weight" in state]
+    if heads and opened.num_classes and len(heads[0]) != opened.num_classes:
+        opened = make(len(heads[0]))
+    if not scores:  # then a file without a classifier will do
+        own = opened.network.state_dict()
+        names = [f"{h}.{part}" for h in _heads(opened.network) for part in ("weight", "bias")]
+        state = {name: own[name] for name in names if name in own} | state
+    fill_network(opened.network, state, source=path)
     return opened
 
 
@@ -327,6 +348,8 @@ def _teacher(
     normalization: Normalization,
     name: str,
     data: DataFacts,
+    *,
+    scores: bool = True,
 ) -> NamedNetwork:
     notes = list(opened.notes)
     notes += make_ready(opened.network, normalization.input_shape(data.image_shape))
@@ -335,7 +358,7 @@ def _teacher(
         classes = read_class_map(config.class_map, data.class_names)
         pairs = (f"{k}={v}" for k, v in zip(data.class_names, classes, strict=True))
         notes.append(f"teacher {name}: its classes by class_map: {_some(tuple(pairs))}")
-    elif config.pretrained and opened.num_classes != len(data.class_names):
+    elif scores and config.pretrained and opened.num_classes != len(data.class_names):
         raise ModelError(
             f"the published weights of {name} are of {opened.num_classes} classes, the data has "
             f"{len(data.class_names)} ({_some(data.class_names)}). Say which of them are the "

@@ -166,7 +166,9 @@ def describe(
     teachers = {}
     for name in ("teacher", "independent_teacher"):
         given: TeacherConfig | None = getattr(config, name)
-        opened = None if given is None else open_teacher(given, bundle, typed=typed)
+        opened = None
+        if given is not None:
+            opened = open_teacher(given, bundle, typed=typed, scores=config.reads_teacher_scores)
         teachers[name] = opened
         hashes |= {k.replace("teacher", name): v for k, v in teacher_hashes(opened).items()}
     splits: dict[int, dict[str, str]] = {}  # by object: rows share their data
@@ -220,7 +222,7 @@ def parts_before_training(
     if run.teacher is not None and config.teacher_training is not None:
         teacher = build_student(config.teacher_training.student, bundle, seed=0, typed=typed)
     elif run.teacher is not None:
-        teacher = open_teacher(run.teacher, bundle, typed=typed)
+        teacher = open_teacher(run.teacher, bundle, typed=typed, scores=run.reads_teacher_scores)
     return Parts(bundle, student, teacher)
 
 

@@ -61,6 +61,9 @@ class RunSummary(Settings):
         deployed_bytes: of the deployed weights and buffers.
         inference_images_per_second: through what is deployed, on the run's device; see
             :func:`~limbeck.runs.measure.images_per_second`.
+        embedding: of a student that was taught one, "last", beside the same "before" training and
+            the "teacher": split to "linear_top1" and "knn_top1"; see
+            :mod:`limbeck.metrics.embedding`.
     """
 
     version: str
@@ -89,6 +92,7 @@ class RunSummary(Settings):
     deployed_bytes: int | None = None
     teacher_cache: str | None = None
     inference_images_per_second: float | None = None
+    embedding: dict[str, dict[str, dict[str, float]]] = Field({})
 
 
 def read_summary(folder: str | Path) -> RunSummary:

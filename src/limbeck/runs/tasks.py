@@ -222,7 +222,7 @@ def _beside(
 ) -> dict[str, NamedNetwork | CachedTeacher]:
     """Networks whose answers are kept for the sake of fidelity: the baseline's, too."""
     found: dict[str, NamedNetwork | CachedTeacher] = {}
-    if parts.teacher is None and config.has_teacher:
+    if parts.teacher is None and config.reads_teacher_scores:
         run = folder.teacher_config(config)
         assert run is not None
         found["teacher"] = open_teacher(run, parts.data, typed=typed)

@@ -85,6 +85,7 @@ SEARCH_SPACES: Final[Mapping[str, tuple[Dimension, ...]]] = MappingProxyType(
         "dkd": (_LR, _TEMPERATURE, _weight("beta")),
         "fitnet": (_LR, _weight("hint_weight"), _TEMPERATURE),
         "fitnet_one_stage": (_LR, _weight("hint_weight")),
+        "foundation": (_LR, _weight("tokens_weight"), _weight("mse_weight")),
         "fsp": (_LR, _weight("fsp_weight")),
         "hard_label": (_LR, _weight("hard_weight")),
         "irg": (_LR, _weight("edge_weight"), _weight("transformation_weight")),
@@ -151,10 +152,17 @@ def space(config: CompareConfig, label: str) -> dict[str, Span]:
     """What is searched for one row, in the settings' own units.
 
     Raises:
-        SettingsError: if its method has no space.
+        SettingsError: if its method has no space, or teaches no class scores.
     """
     spans = {}
     start = config.run_config(label, config.seeds[0])
+    wanted = [stage.method.needs(stage.config) for stage in start.stages()]
+    if not any(needs.student_scores for needs in wanted):
+        raise SettingsError(
+            f"{label!r} cannot be tuned: trials are judged by the student's class scores, which "
+            f"it does not teach; give labels a weight (--method-set {label}.ce_weight=1), or "
+            "leave --tune out"
+        )
     for dimension in _dimensions(label, config.contenders[label].name):
         base = _value(start, dimension.name) if dimension.times else 1.0
         if base > 0:  # a weight of 0 switches its term off, and stays 0

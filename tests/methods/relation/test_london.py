@@ -354,6 +354,18 @@ def test_each_part_can_be_switched_off(case):
     assert not LONDON.needs(LONDONConfig(ofd_weight=0.0)).teacher_batch_norms
 
 
+# The authors' settings a and d: alpha, its factor, and alpha in the epochs around 60 % of 200.
+@pytest.mark.parametrize(("alpha", "factor", "late"), [(0.8, 0.25, 0.2), (1.0, 2.0, 2.0)])
+def test_the_weight_changes_at_sixty_percent_of_the_epochs(case, alpha, factor, late):
+    make, batch, student, teacher = case
+    method = make(lipschitz_weight=alpha, late_lipschitz_factor=factor, iterations="exact")
+    for epoch, expected in {0: alpha, 119: alpha, 120: late, 199: late}.items():
+        terms = method(batch, student, teacher, Progress(epoch=epoch, num_epochs=200))
+        rest = terms.parts["ce"] + method.config.ofd_weight * terms.parts["ofd"]
+        weighted = (terms.total - rest) / terms.parts["lipschitz"]
+        torch.testing.assert_close(weighted.item(), expected, **EXACT)
+
+
 def test_a_random_start_depends_on_the_step_alone(case):
     make, batch, student, teacher = case
     method = make(iterations=1)

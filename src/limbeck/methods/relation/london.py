@@ -15,8 +15,9 @@ Source: Shang, Duan, Zong, Nie, Yan, "Lipschitz Continuity Guided Knowledge Dist
     Comprehensive Overhaul of Feature Distillation", ICCV 2019, https://arxiv.org/abs/1904.01866.
 Defaults: that code's setting c for CIFAR-100 (WRN-28-4 to WRN-16-2): weights 1, 1 / 1000 and
     0.25 / 200, ten steps of power iteration from a random start, differentiated through. Its
-    settings a to f have 0.2 to 4 in place of 0.25; a and d change it after 60 % of the epochs. For
-    ImageNet it has weights 1, 1 / 10000 and 2000 / (10000 B), and five steps from ones.
+    settings a to f have 0.2 to 4 in place of 0.25; from 60 % of the epochs on, a has a fourth of
+    its 0.8 and d twice its 1 (late_lipschitz_factor), the others what they had. For ImageNet it has
+    weights 1, 1 / 10000 and 2000 / (10000 B), and five steps from ones.
 Differs from the source: the teacher stays in eval mode, where that code puts it into training mode
     and lets its batch-norm statistics drift. As there, later parts weigh more, though a comment
     says the contrary, the student's matrix is taken from a map behind its connector and the next
@@ -49,6 +50,8 @@ from limbeck.methods.pairing import LayerPairs, Pairing, pair_layers
 
 __all__ = ["LONDON", "LONDONConfig", "lipschitz_loss", "spectral_norms"]
 
+_LATE = 0.6  # the share of the epochs after which the authors' settings a and d change a weight
+
 
 class LONDONConfig(MethodConfig):
     """Settings of :class:`LONDON`.
@@ -65,6 +68,7 @@ class LONDONConfig(MethodConfig):
         ce_weight: of the cross-entropy with the labels.
         ofd_weight: of the maps' distance; 0 switches it off.
         lipschitz_weight: of the singular values' distance; 0 switches it off.
+        late_lipschitz_factor: of lipschitz_weight, in the epochs from 60 % of their number on.
         iterations: steps of power iteration, or "exact" for a singular value decomposition.
         start: of the iteration, "random" in [0, 1) or "ones".
     """
@@ -77,6 +81,7 @@ class LONDONConfig(MethodConfig):
     ce_weight: NonNegativeFloat = 1.0
     ofd_weight: NonNegativeFloat = 1 / 1000
     lipschitz_weight: NonNegativeFloat = 0.25 / 200
+    late_lipschitz_factor: NonNegativeFloat = 1.0
     iterations: PositiveInt | Literal["exact"] = 10
     start: Literal["random", "ones"] = "random"
 
@@ -308,7 +313,9 @@ class LONDON(Method[LONDONConfig]):
                 iterations=config.iterations,
                 start=self._start(first, progress, part=i),
             )
-        total = config.ofd_weight * overhaul + config.lipschitz_weight * lipschitz
+        late = progress.epoch >= _LATE * progress.num_epochs
+        weight = config.lipschitz_weight * (config.late_lipschitz_factor if late else 1.0)
+        total = config.ofd_weight * overhaul + weight * lipschitz
         return LossTerms(
             total=config.ce_weight * ce + total,
             parts={"ce": ce, "ofd": overhaul, "lipschitz": lipschitz},

@@ -423,13 +423,62 @@ def inspect(
     img_size: Annotated[
         int | None, typer.Option("--img-size", min=1, help="[default: 32, digits 8]")
     ] = None,
+    lipschitz: Annotated[
+        bool,
+        typer.Option(
+            "--lipschitz",
+            help="How the stages' maps of images go together, in a run's teacher and student; "
+            "the options below but --student and --json are for this.",
+        ),
+    ] = False,
+    independent: Annotated[
+        Path | None,
+        typer.Option("--independent", help="A run of the same student that nobody taught."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Images for a model: see `distill`.")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option("--data-dir", help="The folder or zip of their files.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="val, test or train.  [default: val]")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+    ] = None,
     student: StudentModel = None,
+    teacher: TeacherModel = None,
     json_: Json = False,
 ) -> None:
     """A network's layers by name: output shapes, parameters, multiply-adds.
 
     Any of the names can be given to a method that reads features.
     """
+    if lipschitz:
+        from limbeck.cli.lipschitz import show_lipschitz
+
+        show_lipschitz(
+            model,
+            independent=independent,
+            dataset=dataset,
+            data_dir=data_dir,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            img_size=img_size,
+            split=split or "val",
+            device=device or "auto",
+            typed=_given(student, teacher),
+            as_json=json_,
+        )
+        return
+    if (independent, dataset, data_dir, split, device, teacher) != (None,) * 6:
+        from limbeck.core.errors import SettingsError
+
+        raise SettingsError(
+            "--independent, --dataset, --data-dir, --split, --device and --teacher are for a "
+            "Lipschitz profile; add --lipschitz, or leave them out"
+        )
     from limbeck.cli.inspect import inspect_model, list_models
 
     if model is None:

@@ -9,6 +9,7 @@ import torch
 from limbeck.core.types import Batch, Outputs, Progress
 from limbeck.methods import METHODS
 from limbeck.methods.base import Probe
+from limbeck.methods.relation.relation import RELATION_PRESETS
 
 PROGRAM = '''
 import sys
@@ -64,8 +65,9 @@ class Small(nn.Module):
 
 
 def build(name, gather):
+    name, _, preset = name.partition(":")
     entry = METHODS[name]
-    config = entry.config(gather=gather)
+    config = entry.config(gather=gather, **({"preset": preset} if preset else {}))
     torch.manual_seed(1)
     return Small(config, entry.stages(config)[-1].method.from_probe)
 
@@ -97,6 +99,8 @@ GATHERING = [
     for name, entry in METHODS.items()
     if entry.family == "relation" and "gather" in entry.config.model_fields
 ]
+# Neither the channels of an image nor its prediction stand in a relation to other images.
+PRESETS = [f"relation:{name}" for name in RELATION_PRESETS if name not in ("fsp", "dist_inter")]
 
 
 def test_every_relation_of_images_can_gather():
@@ -110,14 +114,14 @@ def test_two_processes_give_the_value_and_gradient_of_one_on_the_joined_batch(tm
     program.write_text(PROGRAM)
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, program, *GATHERING],
+        [sys.executable, "-m", *launcher, program, *GATHERING, *PRESETS],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    for name in GATHERING:
-        assert done.stdout.count(f"{name} agrees") == 2, done.stdout + done.stderr
+    for name in (*GATHERING, *PRESETS):
+        assert done.stdout.splitlines().count(f"{name} agrees") == 2, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", GATHERING)

@@ -2,12 +2,13 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from limbeck.core.errors import ModelError
 from limbeck.core.normalization import Normalization
-from limbeck.engine.probe import build_learner, freeze_idle
-from limbeck.methods.base import Stage
+from limbeck.engine.probe import build_learner, freeze_idle, make_probe
+from limbeck.methods.base import Needs, Stage
 from limbeck.teacher import Teacher
 
 
@@ -79,8 +80,32 @@ def test_other_class_counts_are_named(small, whose):
 
 def test_images_that_do_not_fit_are_the_networks_fault_by_name(small, teacher):
     student = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(48, 4))
-    with pytest.raises(ModelError, match=r"student failed on images of shape \(1, 4, 4\)"):
+    message = r"student failed on images of shape \(1, 4, 4\).*: RuntimeError: Given groups=1"
+    with pytest.raises(ModelError, match=message):
         build(small, student, teacher)
+
+
+def test_a_probe_is_made_without_a_method_and_leaves_the_student_as_it_was(small, teacher):
+    """Features as a forward pass in training mode gives them: by the batch's own statistics."""
+    student = small.make_network(3, seed=0)
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    batch = small.make_batch()
+    probe = make_probe(
+        Needs(student_layers=("1",), teacher_layers=("0",)),
+        student.eval(),
+        teacher,
+        batch,
+        normalization=Normalization(),
+        num_images=30,
+        num_classes=4,
+        seed=0,
+    )
+    expected = F.batch_norm(student[0](batch.image), None, None, training=True)
+    torch.testing.assert_close(probe.feature("student", "1"), expected)
+    torch.testing.assert_close(probe.feature("teacher", "0"), teacher.network[0](batch.image))
+    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
+    assert not student.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in student.modules())
 
 
 def test_batch_norms_before_the_teachers_layers_are_found_where_a_method_asks(small):

@@ -19,11 +19,11 @@ from limbeck.engine.freezing import rest_parts
 from limbeck.engine.learner import NO_TEACHER, Learner
 from limbeck.engine.norms import find_batch_norms
 from limbeck.features import ObservedNetwork
-from limbeck.methods.base import Method, Probe, Stage
+from limbeck.methods.base import Method, Needs, Probe, Stage
 from limbeck.teacher import Teacher
 from limbeck.teacher_cache import CachedTeacher
 
-__all__ = ["build_learner", "check_fit", "dry_forward", "freeze_idle"]
+__all__ = ["build_learner", "check_fit", "dry_forward", "freeze_idle", "make_probe"]
 
 
 @contextmanager
@@ -101,9 +101,59 @@ def build_learner(
     Raises:
         ModelError: if the class counts differ, or the networks cannot take the images.
     """
-    needs = stage.method.needs(stage.config)
-    device = batch.image.device
     key = keyed_generator(seed, stage.name, "method").initial_seed()
+    probe = make_probe(
+        stage.method.needs(stage.config),
+        student,
+        teacher,
+        batch,
+        normalization=normalization,
+        num_images=num_images,
+        num_classes=num_classes,
+        seed=key,
+        frozen=frozen,
+        labels=labels,
+    )
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(key)
+        method = stage.method.from_probe(stage.config, probe).to(batch.image.device)
+    if prepare is not None:
+        prepare(method)
+    return Learner(student, method, normalization=normalization, frozen=frozen).to(
+        batch.image.device
+    )
+
+
+def make_probe(
+    needs: Needs,
+    student: nn.Module,
+    teacher: Teacher | None,
+    batch: Batch,
+    *,
+    normalization: Normalization,
+    num_images: int,
+    num_classes: int,
+    seed: int,
+    frozen: Sequence[str] = (),
+    labels: Tensor | None = None,
+) -> Probe:
+    """What one dry batch shows of both networks, as far as a method needs it.
+
+    Args:
+        needs: of the method.
+        student: in training mode for this batch; it stays as it is.
+        teacher: tapped as ``needs`` says; None where there is none.
+        batch: as for :func:`build_learner`, and so are the others.
+        normalization: the student's own.
+        num_images: in the training set.
+        num_classes: of the data.
+        seed: of what the student draws, as for its dropout.
+        frozen: names of the student's parts that do not train.
+        labels: ``(N,)``, of the training images.
+
+    Raises:
+        ModelError: if the class counts differ, or the networks cannot take the images.
+    """
     observed = ObservedNetwork(
         student,
         normalization=normalization,
@@ -112,7 +162,7 @@ def build_learner(
         stop=needs.stop_student,
     )
     try:
-        with _untouched(student, seed=key), torch.no_grad():
+        with _untouched(student, seed=seed), torch.no_grad():
             student.train()
             rest_parts(student, frozen)
             student_outputs = dry_forward("student", observed, batch)
@@ -130,8 +180,7 @@ def build_learner(
                 image = batch.image if batch.teacher_image is None else batch.teacher_image
                 seen = teacher.observed.normalize(image)
                 batch_norms = find_batch_norms(teacher.network, addresses, seen)
-            torch.manual_seed(key)
-            probe = Probe(
+            return Probe(
                 student=student_outputs,
                 teacher=teacher_outputs,
                 num_classes=num_classes,
@@ -141,12 +190,8 @@ def build_learner(
                 student_classifier_name=observed.classifier_name,
                 teacher_batch_norms=batch_norms,
             )
-            method = stage.method.from_probe(stage.config, probe).to(device)
     finally:
         observed.tap.close()
-    if prepare is not None:
-        prepare(method)
-    return Learner(student, method, normalization=normalization, frozen=frozen).to(device)
 
 
 def dry_forward(whose: str, network: nn.Module, batch: Batch) -> Outputs:
@@ -163,7 +208,8 @@ def dry_forward(whose: str, network: nn.Module, batch: Batch) -> Outputs:
     except LimbeckError:
         raise
     except Exception as error:  # networks refuse a size by an assertion, or by anything else
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        said = str(error).strip().splitlines()
+        first = ": ".join([type(error).__name__, *said[:1]])
         raise ModelError(
             f"the {whose} failed on images of shape {tuple(image.shape[1:])} (channels, height, "
             f"width): {first}. If it is made for another size or other channels, set "

@@ -253,6 +253,7 @@ def test_a_module_that_was_passed_in_python_cannot_be_made_again(allow_code):
         ("mine.py:make_fixed", "its arguments are ()"),
         ("mine.py:make_nothing", "should return a torch.nn.Module, and returned NoneType"),
         ("mine.py:make_exit", "calling it raised SystemExit: 3"),
+        ("mine.py", "'mine.py' is a file; name the function"),
         ("os:system", "its arguments are (command)"),
         ("builtins:dict", "does not tell its arguments"),
     ],

@@ -77,6 +77,8 @@ def test_names_of_the_libraries_are_known_by_their_beginning(name):
         ("resnt18", ["ResNet18", "torchvision/resnet18", "timm/resnet18"]),
         ("timm/resnet20", ["resnet20"]),
         ("torchvision/wrn_40_2", ["wrn_40_2"]),
+        ("wrn", ["wrn_16_1", "wrn_16_2"]),
+        ("vit_small", ["timm/vit_small_patch8_224", "timm/vit_small_patch16_224"]),
         ("mobilenet_v3_smal", ["torchvision/mobilenet_v3_small", "timm/mobilenetv3_small_100"]),
         ("torchvision/vit_tiny_patch16_224", ["timm/vit_tiny_patch16_224"]),
         ("timm/resnet18d.no_tag", ["timm/resnet18d.ra2_in1k"]),

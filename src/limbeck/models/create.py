@@ -201,6 +201,11 @@ def open_model(
             network = _create_own(name, num_classes, in_chans, allow_code=allow_code)
         elif name in MODELS:
             network = MODELS[name](num_classes=num_classes, in_chans=in_chans)
+        elif name.endswith(".py"):
+            raise ModelError(
+                f"model {name!r} is a file; name the function in it that builds the network as "
+                f"well, as in {name}:make_student"
+            )
         else:
             raise unknown_model(name, MODELS)
     return OpenedModel(network, None, img_size, in_chans, num_classes)

@@ -57,6 +57,7 @@ _SIZED = {"vit_": "image_size", "maxvit_": "input_size"}
 # that a network made again by its name computes the same.
 _INCEPTION = ("googlenet", "inception_v3")
 _SUGGESTED = 4  # names in a message
+_FEWEST = 3  # letters that count as the beginning of a name
 _ELSEWHERE = "give a file of weights: --teacher-checkpoint or --initial-checkpoint"
 
 
@@ -158,7 +159,12 @@ def unknown_model(name: str, zoo: Iterable[str]) -> UnknownNameError:
     for full in known:
         homes.setdefault(full.rpartition("/")[2].casefold(), []).append(full)
     bare = name.rpartition("/")[2].partition(".")[0]
-    near = [full for short in nearest_names(bare, list(homes)) for full in homes[short]]
+    # Half a name, as vit_small, is what its whole forms begin with before it is a slip of others.
+    longer = [
+        short for short in homes if len(bare) >= _FEWEST and short.startswith(bare.casefold())
+    ]
+    shorts = dict.fromkeys([*sorted(longer, key=len)[:2], *nearest_names(bare, list(homes))])
+    near = [full for short in shorts for full in homes[short]]
     return UnknownNameError(
         "model",
         name,

@@ -191,8 +191,8 @@ def list_meanings(network: nn.Module, image: Tensor) -> dict[str, Meaning]:
         image: ``(B, C, H, W)`` as the network takes it.
     """
     found = {name: Meaning(address) for name, address in known_meanings(network).items()}
-    stages = _structure(network, image)
     named = any(name.startswith("stage") for name in found)
+    stages = {} if named and "last" in found else _structure(network, image)
     for name, address in stages.items():
         if name not in found and (name == "last" or not named):
             found[name] = Meaning(address, _why(stages))
@@ -400,7 +400,11 @@ def _last_weighted(network: nn.Module, seen: _Pass) -> tuple[_Call, bool]:
     output = _first_tensor(seen.output)
     weighted = [call for call in seen.calls if _has_weights(call.module)]
     if not weighted:
-        raise ModelError(f"{type(network).__name__} has no layer with weights as its classifier")
+        raise ModelError(
+            f"{type(network).__name__} has no layer with weights as its classifier, as nn.Linear "
+            "is one; build it of such layers, name another layer (`limbeck inspect MODEL` lists "
+            "them), or choose a method that reads outputs alone"
+        )
     for call in reversed(weighted):
         if output is None or call.overwritten:
             continue
@@ -605,7 +609,8 @@ def _unknown(network: nn.Module, asked: str, found: Mapping[str, str]) -> Unknow
         "layer",
         asked,
         [*found, *names],
-        hint=f"By meaning there are: {listed}. `limbeck inspect MODEL` lists the layers.",
+        hint=f"By meaning {type(network).__name__} has: {listed}. `limbeck inspect MODEL` lists "
+        "its layers.",
     )
 
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from limbeck.core.errors import ModelError
 from limbeck.models.create import MODELS, create_model
-from limbeck.models.summary import summarise
+from limbeck.models.summary import count_macs, summarise
 
 
 def torchs_count(network, image_shape):
@@ -176,9 +176,26 @@ def test_the_image_has_the_networks_own_dtype():
 
 def test_an_image_that_does_not_fit_is_named_and_hooks_stay_away():
     network = nn.Sequential(nn.Conv2d(3, 4, 3))
-    with pytest.raises(ModelError, match=r"Sequential could not take one 1 x 8 x 8 image"):
+    with pytest.raises(ModelError, match=r"Sequential could not take one 1 x 8 x 8 .*--img-size"):
         summarise(network, (1, 8, 8))
     assert not network[0]._forward_hooks
+
+
+def test_what_a_module_costs_while_something_runs_is_the_sum_over_its_own_layers():
+    """By hand: 2 images of 3 values to 5, twice, and attention as torch counts it."""
+    inner = nn.Linear(3, 5)
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    outer, tokens = nn.ModuleDict({"inner": inner, "attention": attention}), torch.zeros(2, 4, 8)
+
+    def run():
+        inner(inner(torch.zeros(2, 3))[:, :3])
+        nn.Linear(7, 7)(torch.zeros(1, 7))  # of somebody else
+        attention(tokens, tokens, tokens)
+
+    linear = 2 * (2 * 3 * 5)
+    projections, products = 2 * 4 * (4 * 8 * 8), 2 * (2 * 4 * 4 * 8)
+    assert count_macs(outer, run) == linear + projections + products
+    assert not any(module._forward_hooks for module in outer.modules())
 
 
 class Functional(nn.Module):

@@ -3,7 +3,7 @@
 from limbeck.models.create import MODELS, create_model, open_model
 from limbeck.models.published import published_network
 from limbeck.models.ready import make_ready
-from limbeck.models.summary import LayerSummary, ModelSummary, summarise
+from limbeck.models.summary import LayerSummary, ModelSummary, count_macs, summarise
 from limbeck.models.vision_zoo import OpenedModel, is_vision_name
 from limbeck.models.weights import (
     fill_network,
@@ -18,6 +18,7 @@ __all__ = [
     "LayerSummary",
     "ModelSummary",
     "OpenedModel",
+    "count_macs",
     "create_model",
     "fill_network",
     "is_vision_name",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from limbeck.core.errors import ModelError
 
-__all__ = ["LayerSummary", "ModelSummary", "summarise"]
+__all__ = ["LayerSummary", "ModelSummary", "count_macs", "summarise"]
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -102,7 +102,8 @@ def summarise(network: nn.Module, image_shape: tuple[int, int, int]) -> ModelSum
         size = " x ".join(map(str, image_shape))
         raise ModelError(
             f"{type(network).__name__} could not take one {size} image ({type(error).__name__}: "
-            f"{error}); give the channels and size that it is made for"
+            f"{error}); give the channels and size that it is made for (with `inspect`, --in-chans "
+            "and --img-size)"
         ) from error
     rows = tuple(
         LayerSummary(
@@ -119,6 +120,42 @@ def summarise(network: nn.Module, image_shape: tuple[int, int, int]) -> ModelSum
         num_parameters=sum(p.numel() for p in copied.parameters()),
         num_macs=sum(row.num_macs for row in rows),
     )
+
+
+def count_macs(module: nn.Module, run: Callable[[], object]) -> int:
+    """Multiply-adds of the layers of ``module`` while ``run`` runs; which, see :func:`summarise`.
+
+    Args:
+        module: what counts; the rest of what runs does not. It is left without hooks.
+        run: calls the module or parts of it, however often.
+
+    Example:
+        >>> layer = nn.Linear(5, 7)
+        >>> count_macs(layer, lambda: layer(torch.zeros(2, 5)))
+        70
+    """
+    total = 0
+
+    def count(
+        layer: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        output: Any,  # noqa: ANN401
+    ) -> None:
+        nonlocal total
+        if isinstance(layer, nn.MultiheadAttention):
+            output = output[0]
+        if isinstance(output, Tensor):
+            total += _macs(layer, args, kwargs, output)
+
+    layers = _layers(module).values()
+    handles = [layer.register_forward_hook(count, with_kwargs=True) for layer in layers]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total
 
 
 def _layers(network: nn.Module) -> dict[str, nn.Module]:

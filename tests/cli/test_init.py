@@ -136,6 +136,18 @@ CASES = {
     "another method's setting": (f"{DISTILL} --method rkd --kd-temperature 2", "temperature"),
     "unknown model": ("train --student resnet32x8 --output {out}", "did you mean", "'resnet32x4'"),
     "unknown model to inspect": ("inspect resnet8x5", "did you mean", "'resnet8x4'"),
+    "unknown model in a pair": (
+        "inspect --teacher resnet8 --student resnt18",
+        "'ResNet18'",
+        "'torchvision/resnet18'",
+        "'timm/resnet18'",
+    ),
+    "half a pair": ("inspect --teacher resnet8", "by --teacher and --student; got --teacher"),
+    "a pair and a model": ("inspect resnet8 --teacher resnet8 --student resnet8", "got MODEL"),
+    "a run in a pair at another size": (
+        "inspect --teacher {runs}/teacher --student resnet8 --img-size 9",
+        "leave out",
+    ),
     "unknown layer": (
         f"{DISTILL} --method rkd --set method.student_layer=stage_2",
         "no layer called 'stage_2'; did you mean 'stage2'",

@@ -22,6 +22,16 @@ class Net(nn.Module):
 
 def make(num_classes):
     return Net(num_classes)
+
+class Twice(Net):
+    def forward(self, image):
+        return super().forward(image), super().forward(image)
+
+def twice(num_classes):
+    return Twice(num_classes)
+
+def half(num_classes):
+    return Net(num_classes).half()
 """
 
 
@@ -105,3 +115,91 @@ def test_names_and_numbers_are_whole_on_a_narrow_terminal(width, limbeck, monkey
     assert max(map(len, lines)) <= width
     row = next(line for line in lines if line.startswith("layer1.0.downsample.0"))
     assert row.split()[-2:] == ["2,048", "2,097,152"]
+
+
+@pytest.mark.parametrize(
+    ("function", "note"),
+    [
+        ("make", None),
+        ("half", "Net: its float16 weights are float32 now"),
+        ("twice", "can neither learn nor teach as it is: Twice gives 2 outputs"),
+    ],
+)
+def test_what_is_the_matter_with_a_network_is_said(function, note, limbeck, own):
+    model = own.replace(":make", f":{function}")
+    notes = inspected(limbeck, model)["notes"]
+    assert len(notes) == (note is not None)
+    if note is not None:
+        assert note in notes[0]
+        assert note in limbeck("inspect", model).out
+
+
+# -- pairs -------------------------------------------------------------------------------------
+
+PAIR = ("--teacher", "digits_cnn", "--student", "digits_cnn_tiny")
+
+
+def test_a_pair_is_told_in_json_as_it_is_printed(limbeck):
+    found = inspected(limbeck, *PAIR)
+    assert (found["image_shape"], found["num_classes"]) == ([1, 8, 8], 10)
+    for whose, name in (("teacher", "digits_cnn"), ("student", "digits_cnn_tiny")):
+        network = create_model(name, num_classes=10, in_chans=1)
+        assert found[whose]["name"] == name
+        assert found[whose]["num_parameters"] == sum(p.numel() for p in network.parameters())
+    printed = " ".join(limbeck("inspect", *PAIR).out.split())
+    for whose in ("teacher", "student"):
+        for number in ("num_parameters", "num_macs", "num_bytes"):
+            assert f"{found[whose][number]:,}" in printed
+    for layer in found["layers"]:
+        assert f" {layer['name']} " in printed
+        for place in (layer["teacher"], layer["student"]):
+            assert place is None or place["address"] in printed
+    for row in found["attachments"]:
+        assert row["method"] in printed
+        for line in (*row["attaches"], row["refusal"] or ""):
+            assert " ".join(line.split()) in printed
+
+
+def test_methods_that_attach_alike_share_a_block(limbeck):
+    lines = limbeck("inspect", *PAIR).out.splitlines()
+    start = next(k for k, line in enumerate(lines) if line.startswith("cc_kernel, irg, pkt,"))
+    assert lines[start].endswith("rkd: no parameters")
+    assert lines[start + 1].startswith("    student penultimate ")
+    assert lines[start + 2] == ""
+    alone = next(line for line in lines if line.startswith("These read outputs alone: "))
+    assert {"kd,", "dkd,"} <= set(alone.split())
+
+
+def test_a_refusal_stands_in_its_methods_place(limbeck, own):
+    """The network of the file has neither a batch-norm nor a second stage."""
+    answer = limbeck("inspect", "--teacher", own, "--student", own)
+    assert (answer.code, answer.err) == (0, "")
+    lines = answer.out.splitlines()
+    start = lines.index("fitnet (hint), fitnet_one_stage: do not take this pair")
+    assert lines[start + 1].startswith("    no layer called 'stage2'; did you mean 'stage1'?")
+    assert "body.a b*" in answer.out
+    assert "rkd: no parameters" in answer.out
+
+
+@pytest.mark.parametrize("whose", ["teacher", "student"])
+def test_a_run_can_be_either_side(whose, limbeck, runs):
+    other = "student" if whose == "teacher" else "teacher"
+    found = inspected(limbeck, f"--{whose}", runs / "student", f"--{other}", "digits_cnn")
+    assert (found["image_shape"], found["num_classes"]) == ([1, 8, 8], 10)
+    assert found[whose]["name"] == str(runs / "student")
+
+
+def test_a_pairs_classes_channels_and_size_can_be_chosen(limbeck):
+    options = ("--num-classes", "7", "--in-chans", "1", "--img-size", "16")
+    found = inspected(limbeck, "--teacher", "resnet14", "--student", "resnet8", *options)
+    assert (found["image_shape"], found["num_classes"]) == ([1, 16, 16], 7)
+    assert found["student"]["input_shape"] == [1, 16, 16]
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_pair_fits_a_narrow_terminal(width, limbeck, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = limbeck("inspect", *PAIR).out.splitlines()
+    assert max(map(len, lines)) <= width
+    names = {line.split(" ")[0] for line in lines}
+    assert {"stage1", "pre_activation:stage1", "penultimate"} <= names

@@ -15,6 +15,7 @@ from limbeck.cli.options import (
     typed_models,
     with_run_options,
 )
+from limbeck.core.errors import SettingsError
 
 __all__ = ["app"]
 
@@ -408,11 +409,23 @@ def predict(
     )
 
 
-@app.command(short_help="The networks; or one's layers by name, with shapes.")
+@app.command(short_help="The networks; one's layers by name; or a teacher and student.")
 def inspect(
     model: Annotated[
         str | None,
         typer.Argument(help="A model's name, file.py:function, or a run; none lists the names."),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", "--teacher-model", help="With --student: a pair to compare."),
+    ] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            "--student",
+            "--model",
+            help="The pair's student. Beside a run: repeat file.py:function, if the run has one.",
+        ),
     ] = None,
     num_classes: Annotated[
         int | None, typer.Option("--num-classes", min=2, help="[default: 100, digits 10]")
@@ -428,7 +441,7 @@ def inspect(
         typer.Option(
             "--lipschitz",
             help="How the stages' maps of images go together, in a run's teacher and student; "
-            "the options below but --student and --json are for this.",
+            "the options below are for this.",
         ),
     ] = False,
     independent: Annotated[
@@ -447,13 +460,13 @@ def inspect(
     device: Annotated[
         str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
     ] = None,
-    student: StudentModel = None,
-    teacher: TeacherModel = None,
     json_: Json = False,
 ) -> None:
     """A network's layers by name: output shapes, parameters, multiply-adds.
 
-    Any of the names can be given to a method that reads features.
+    Any of the names can be given to a method that reads features. With --teacher and --student,
+    and no MODEL: both side by side, where each method would attach, and what that costs. No
+    weights are needed.
     """
     if lipschitz:
         from limbeck.cli.lipschitz import show_lipschitz
@@ -472,26 +485,46 @@ def inspect(
             as_json=json_,
         )
         return
-    if (independent, dataset, data_dir, split, device, teacher) != (None,) * 6:
-        from limbeck.core.errors import SettingsError
-
+    if (independent, dataset, data_dir, split, device) != (None,) * 5:
         raise SettingsError(
-            "--independent, --dataset, --data-dir, --split, --device and --teacher are for a "
-            "Lipschitz profile; add --lipschitz, or leave them out"
+            "--independent, --dataset, --data-dir, --split and --device are for a Lipschitz "
+            "profile; add --lipschitz, or leave them out"
         )
-    from limbeck.cli.inspect import inspect_model, list_models
+    from limbeck.cli.inspect import inspect_model, inspect_models, list_models
 
-    if model is None:
+    if model is None and teacher is None and student is None:
         list_models(as_json=json_)
-        return
-    inspect_model(
-        model,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        img_size=img_size,
-        typed=_given(student),
-        as_json=json_,
-    )
+    elif model is None and teacher is not None and student is not None:
+        inspect_models(
+            teacher,
+            student,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            img_size=img_size,
+            as_json=json_,
+        )
+    elif model is None or teacher is not None:
+        raise SettingsError(
+            "give one MODEL to look at, or a pair by --teacher and --student; got "
+            + ", ".join(
+                f"{name} {value}"
+                for name, value in (
+                    ("MODEL", model),
+                    ("--teacher", teacher),
+                    ("--student", student),
+                )
+                if value is not None
+            )
+        )
+    else:
+        inspect_model(
+            model,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            img_size=img_size,
+            typed=_given(student),
+            as_json=json_,
+        )
 
 
 @app.command(short_help="Published weights to safetensors.")

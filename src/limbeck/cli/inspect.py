@@ -1,50 +1,25 @@
-"""``inspect``: the networks there are, and one network's layers by name."""
+"""``inspect``: the networks there are, one network's layers by name, and two side by side."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import textwrap
+from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
+from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from limbeck.cli.terminal import make_console, printable
-from limbeck.core.errors import SettingsError, TapError
-from limbeck.features import FeatureTap
-from limbeck.layers import list_meanings
-from limbeck.models import MODELS, ModelSummary, is_vision_name, make_ready, open_model, summarise
-from limbeck.runs.folder import RunFolder
-from limbeck.runs.networks import load_student
+from limbeck.core.errors import ModelError
+from limbeck.features import read_logits
+from limbeck.models import MODELS, ModelSummary, summarise
+from limbeck.runs.opening import OpenedNetwork, open_network, open_pair
+from limbeck.runs.pairs import Attachment, Pair, inspect_pair, meant_layers
 
-__all__ = ["inspect_model", "list_models"]
-
-_CIFAR_SHAPE, _CIFAR_CLASSES = (3, 32, 32), 100  # the benchmark's
-_DIGITS_SHAPE, _DIGITS_CLASSES = (1, 8, 8), 10
-
-
-@dataclass(frozen=True)
-class _Meaning:
-    """A name that stands for a layer: its address, and one image's shape there.
-
-    ``rule`` is true where the network does not say so itself: its structure suggests it.
-    """
-
-    name: str
-    address: str
-    output_shape: tuple[int, ...] | None
-    rule: bool
-
-
-class _Opened(NamedTuple):
-    """A network and what it takes and gives."""
-
-    network: nn.Module
-    image_shape: tuple[int, int, int]
-    num_classes: int
+__all__ = ["inspect_model", "inspect_models", "list_models"]
 
 
 def list_models(*, as_json: bool) -> None:
@@ -71,18 +46,13 @@ def inspect_model(
         typed: names besides ``model`` that may run code.
         as_json: print one JSON object.
     """
-    if RunFolder(model).path.is_dir():
-        if (num_classes, in_chans, img_size) != (None, None, None):
-            raise SettingsError(
-                f"{model} is a run, whose classes and images are known; leave out --num-classes, "
-                "--in-chans and --img-size"
-            )
-        opened = _open_run(Path(model), typed)
-    else:
-        opened = _open_model(model, num_classes, in_chans, img_size)
+    opened = open_network(
+        model, num_classes=num_classes, in_chans=in_chans, img_size=img_size, typed=typed
+    )
     found = summarise(opened.network, opened.image_shape)
-    meanings = _meanings(opened)
+    places = meant_layers(opened.network, torch.zeros(2, *opened.image_shape))
     calls = _num_calls(opened)
+    notes = [*opened.notes, *_faults(opened)]
     if as_json:
         values = {
             "model": model,
@@ -91,7 +61,8 @@ def inspect_model(
             "num_parameters": found.num_parameters,
             "num_macs": found.num_macs,
             "layers": [{**vars(row), "num_calls": calls[row.name]} for row in found.rows],
-            "meanings": [vars(meaning) for meaning in meanings],
+            "meanings": [{"name": name, **vars(place)} for name, place in places.items()],
+            "notes": notes,
         }
         print(json.dumps(values))  # noqa: T201
         return
@@ -101,19 +72,67 @@ def inspect_model(
         f"\n{printable(model)}: {found.num_parameters:,} parameters, {found.num_macs:,} "
         f"multiply-adds for one {_size(opened.image_shape)} image, {opened.num_classes} classes"
     )
-    if meanings:
+    for note in notes:
+        console.print(printable(note))
+    if places:
         console.print("\nBy meaning:")
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 2), pad_edge=True)
-        for meaning in meanings:
-            shape = _size(meaning.output_shape)
-            found_by = "by structure" if meaning.rule else ""
-            table.add_row(printable(meaning.name), printable(meaning.address), shape, found_by)
+        for name, place in places.items():
+            found_by = "by structure" if place.rule else ""
+            shape = _size(place.output_shape)
+            table.add_row(printable(name), printable(place.address), shape, found_by)
         console.print(table)
     console.print(
         "\nA method can be pointed at all of these, and at blocks of layers such as layer1, with "
         "--set method.student_layer=NAME. NAME is the output, NAME:input the input, NAME#2 the "
         "second call of a layer that is called several times."
     )
+
+
+def inspect_models(
+    teacher: str,
+    student: str,
+    *,
+    num_classes: int | None,
+    in_chans: int | None,
+    img_size: int | None,
+    as_json: bool,
+) -> None:
+    """Print two networks side by side, and where each method would attach to them.
+
+    Args:
+        teacher: a model's name, ``file.py:function`` or a run folder; its weights do not matter.
+        student: the same.
+        num_classes: of the images; None takes the usual number.
+        in_chans: the same of channels.
+        img_size: the same of the side in pixels.
+        as_json: print one JSON object.
+    """
+    opened = open_pair(
+        teacher, student, num_classes=num_classes, in_chans=in_chans, img_size=img_size
+    )
+    pair = inspect_pair(
+        opened.teacher,
+        opened.student,
+        image_shape=opened.image_shape,
+        num_classes=opened.num_classes,
+    )
+    if as_json:
+        print(json.dumps(dataclasses.asdict(pair)))  # noqa: T201
+        return
+    console = make_console()
+    console.print(_costs(pair))
+    console.print(
+        f"\nFor images of {_size(pair.image_shape)} in {pair.num_classes:,} classes; where their "
+        f"number counts, it is taken to be {pair.num_images:,}."
+    )
+    for note in (*pair.teacher.notes, *pair.student.notes):
+        console.print(printable(note))
+    console.print("\nLayers by meaning:\n")
+    console.print(_layers(pair))
+    if any(place.rule for row in pair.layers for place in (row.teacher, row.student) if place):
+        console.print("\n* by the network's structure, as the network does not say")
+    _print_attachments(console, pair)
 
 
 def _size(shape: tuple[int, ...] | None) -> str:
@@ -139,52 +158,7 @@ def _table(found: ModelSummary, calls: Mapping[str, int]) -> Table:
     return table
 
 
-def _open_run(folder: Path, typed: Collection[str]) -> _Opened:
-    named, card = load_student(folder, typed=typed)
-    shape = named.normalization.input_shape((card.in_chans, *card.image_size))
-    return _Opened(named.network, shape, card.num_classes)
-
-
-def _open_model(
-    model: str, num_classes: int | None, in_chans: int | None, img_size: int | None
-) -> _Opened:
-    shape, usual = _CIFAR_SHAPE, _CIFAR_CLASSES
-    if model.startswith("digits_"):
-        shape, usual = _DIGITS_SHAPE, _DIGITS_CLASSES
-    channels, side, classes = in_chans or shape[0], img_size or shape[1], num_classes or usual
-    vision = is_vision_name(model)
-    opened = open_model(
-        model,
-        num_classes=num_classes if vision else classes,  # its own, unless told otherwise
-        in_chans=channels,
-        img_size=(img_size, img_size) if vision and img_size else None,
-        own_size=True,
-        allow_code=True,
-    )
-    height, width = opened.image_size or (side, side)
-    found = (opened.in_chans, height, width)
-    make_ready(opened.network, found)
-    return _Opened(opened.network, found, opened.num_classes)
-
-
-def _meanings(opened: _Opened) -> list[_Meaning]:
-    """What this network can be asked by beside its layers' names."""
-    network = opened.network.eval()
-    image = torch.zeros(1, *opened.image_shape)
-    found = list_meanings(network, torch.zeros(2, *opened.image_shape))
-    with torch.no_grad():
-        return [
-            _Meaning(
-                name,
-                meaning.address,
-                _output(network, meaning.address, image),
-                bool(meaning.reason),
-            )
-            for name, meaning in found.items()
-        ]
-
-
-def _num_calls(opened: _Opened) -> dict[str, int]:
+def _num_calls(opened: OpenedNetwork) -> dict[str, int]:
     """How often each module runs in one forward pass."""
     counts = dict.fromkeys((name for name, _ in opened.network.named_modules()), 0)
 
@@ -195,7 +169,6 @@ def _num_calls(opened: _Opened) -> dict[str, int]:
         module.register_forward_hook(lambda *_, name=name: count(name))
         for name, module in opened.network.named_modules()
     ]
-    opened.network.eval()
     with torch.no_grad():
         opened.network(torch.zeros(1, *opened.image_shape))
     for handle in handles:
@@ -203,10 +176,82 @@ def _num_calls(opened: _Opened) -> dict[str, int]:
     return counts
 
 
-def _output(network: nn.Module, layer: str, image: torch.Tensor) -> tuple[int, ...] | None:
-    """One image's shape at a layer; None where it does not run exactly once."""
+def _faults(opened: OpenedNetwork) -> list[str]:
+    """Why it can neither learn nor teach as it is; empty where it can."""
+    with torch.no_grad():
+        output = opened.network(torch.zeros(2, *opened.image_shape))
     try:
-        with FeatureTap(network, [layer]) as tap:
-            return tuple(tap(image).features[layer].shape[1:])
-    except TapError:
-        return None
+        read_logits(opened.network, output)
+    except ModelError as error:
+        return [f"can neither learn nor teach as it is: {error}"]
+    return []
+
+
+# -- pairs -------------------------------------------------------------------------------------
+
+
+def _costs(pair: Pair) -> Table:
+    sides = pair.teacher, pair.student
+    table = Table("", box=None, pad_edge=False)
+    for whose, side in zip(("teacher", "student"), sides, strict=True):
+        heading = f"{whose}\n{printable(side.name)}"
+        table.add_column(heading, justify="right", overflow="fold")
+    table.add_column("ratio", justify="right")
+    for what, ours in (
+        ("parameters", [side.num_parameters for side in sides]),
+        ("multiply-adds", [side.num_macs for side in sides]),
+        ("bytes on disk", [side.num_bytes for side in sides]),
+    ):
+        ratio = f"{ours[0] / ours[1]:,.1f}" if ours[1] else ""
+        table.add_row(what, *(f"{number:,}" for number in ours), ratio)
+    table.add_row("is fed", *(_size(side.input_shape) for side in sides), "")
+    return table
+
+
+def _layers(pair: Pair) -> Table:
+    table = Table("meaning", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for whose in ("teacher's layer", "student's layer"):
+        table.add_column(whose, overflow="fold")
+        table.add_column("output", no_wrap=True)
+    for row in pair.layers:
+        cells = []
+        for place in (row.teacher, row.student):
+            mark = "*" if place is not None and place.rule else ""
+            address = "-" if place is None else printable(place.address) + mark
+            cells += [address, "" if place is None else _size(place.output_shape)]
+        table.add_row(printable(row.name), *cells)
+    return table
+
+
+def _print_attachments(console: Console, pair: Pair) -> None:
+    """A block for all rows that say the same, and a line for those with nothing to say."""
+    stages = Counter(row.method for row in pair.attachments)
+    blocks: dict[Attachment, list[str]] = {}
+    silent = []
+    for row in pair.attachments:
+        name = row.method if stages[row.method] == 1 else f"{row.method} ({row.stage})"
+        if row.attaches or row.refusal:
+            said = dataclasses.replace(row, method="", family="", stage="")
+            blocks.setdefault(said, []).append(name)
+        else:
+            silent.append(name)
+    console.print("\nWhere the methods attach with their defaults, and what that adds in training:")
+    for said, names in blocks.items():
+        if said.refusal is not None:
+            cost = "do not take this pair" if len(names) > 1 else "does not take this pair"
+        elif said.num_parameters:
+            cost = f"{said.num_parameters:,} parameters, {said.num_macs:,} multiply-adds"
+        else:
+            cost = "no parameters"
+        console.print(f"\n{', '.join(names)}: {cost}")
+        for line in said.attaches or (said.refusal or "",):
+            console.print(
+                textwrap.fill(
+                    printable(line),
+                    console.width,
+                    initial_indent=" " * 4,
+                    subsequent_indent=" " * 8,
+                )
+            )
+    console.print(f"\nThese read outputs alone: {', '.join(silent)}")

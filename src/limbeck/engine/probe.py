@@ -113,6 +113,7 @@ def build_learner(
         seed=key,
         frozen=frozen,
         labels=labels,
+        stage=stage.name,
     )
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(key)
@@ -127,7 +128,7 @@ def build_learner(
 def make_probe(
     needs: Needs,
     student: nn.Module,
-    teacher: Teacher | None,
+    teacher: Teacher | CachedTeacher | None,
     batch: Batch,
     *,
     normalization: Normalization,
@@ -136,6 +137,7 @@ def make_probe(
     seed: int,
     frozen: Sequence[str] = (),
     labels: Tensor | None = None,
+    stage: str = "",
 ) -> Probe:
     """What one dry batch shows of both networks, as far as a method needs it.
 
@@ -150,6 +152,7 @@ def make_probe(
         seed: of what the student draws, as for its dropout.
         frozen: names of the student's parts that do not train.
         labels: ``(N,)``, of the training images.
+        stage: the name that a cache knows its answers by.
 
     Raises:
         ModelError: if the class counts differ, or the networks cannot take the images.
@@ -167,7 +170,7 @@ def make_probe(
             rest_parts(student, frozen)
             student_outputs = dry_forward("student", observed, batch)
             if isinstance(teacher, CachedTeacher):
-                teacher_outputs = teacher.before_training(batch, stage.name)
+                teacher_outputs = teacher.before_training(batch, stage)
             else:
                 teacher_outputs = (
                     NO_TEACHER if teacher is None else dry_forward("teacher", teacher, batch)

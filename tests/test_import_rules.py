@@ -28,6 +28,7 @@ ALLOWED = {
         "data",
         "engine",
         "features",
+        "functional",
         "layers",
         "methods",
         "metrics",

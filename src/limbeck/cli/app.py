@@ -440,8 +440,7 @@ def inspect(
         bool,
         typer.Option(
             "--lipschitz",
-            help="How the stages' maps of images go together, in a run's teacher and student; "
-            "the options below are for this.",
+            help="How the stages' maps of images go together, in a run's teacher and student.",
         ),
     ] = False,
     independent: Annotated[
@@ -454,11 +453,27 @@ def inspect(
     data_dir: Annotated[
         str | None, typer.Option("--data-dir", help="The folder or zip of their files.")
     ] = None,
+    cka: Annotated[
+        bool,
+        typer.Option(
+            "--cka",
+            help="How alike a run's student and teacher are, layer by layer; also into its folder.",
+        ),
+    ] = False,
+    student_layers: Annotated[
+        str | None,
+        typer.Option("--student-layers", metavar="A,B", help="For --cka.  [default: the stages]"),
+    ] = None,
+    teacher_layers: Annotated[
+        str | None, typer.Option("--teacher-layers", metavar="A,B", help="The same.")
+    ] = None,
     split: Annotated[
-        str | None, typer.Option("--split", help="val, test or train.  [default: val]")
+        str | None,
+        typer.Option("--split", help="For both: val, test or train.  [default: val]"),
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+        str | None,
+        typer.Option("--device", help="For both: auto, cpu, cuda or cuda:N.  [default: auto]"),
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -468,6 +483,21 @@ def inspect(
     and no MODEL: both side by side, where each method would attach, and what that costs. No
     weights are needed.
     """
+    typed = _given(student, teacher)
+    if cka:
+        from limbeck.cli.similarity import show_cka
+
+        show_cka(
+            model,
+            split=split,
+            best=False,
+            student_layers=student_layers,
+            teacher_layers=teacher_layers,
+            device=device or "auto",
+            typed=typed,
+            as_json=json_,
+        )
+        return
     if lipschitz:
         from limbeck.cli.lipschitz import show_lipschitz
 
@@ -481,14 +511,17 @@ def inspect(
             img_size=img_size,
             split=split or "val",
             device=device or "auto",
-            typed=_given(student, teacher),
+            typed=typed,
             as_json=json_,
         )
         return
-    if (independent, dataset, data_dir, split, device) != (None,) * 5:
+    if (independent, dataset, data_dir, split, device) != (None,) * 5 or (
+        student_layers or teacher_layers
+    ):
         raise SettingsError(
             "--independent, --dataset, --data-dir, --split and --device are for a Lipschitz "
-            "profile; add --lipschitz, or leave them out"
+            "profile, --split, --device and the layers for a map of CKA; add --lipschitz or "
+            "--cka, or leave them out"
         )
     from limbeck.cli.inspect import inspect_model, inspect_models, list_models
 

@@ -62,6 +62,10 @@ class RunFolder:
         """Logits and labels of validation and test."""
         return self.path / "predictions.safetensors"
 
+    def cka(self, form: str) -> Path:
+        """The map of CKA, if one was made: "json", "csv" or "png"."""
+        return self.path / f"cka.{form}"
+
     @property
     def student_card(self) -> Path:
         """What the weights are of: model, classes, normalisation."""

@@ -116,7 +116,7 @@ class MixTable:
         outside = (row < top) | (row >= bottom) | (column < left) | (column >= right)
         share = self.shares[index].to(image.dtype)[:, None, None, None]
         own = torch.where(self.is_cut[index][:, None, None, None], outside.to(image.dtype), share)
-        return own * image + (1 - own) * other
+        return torch.lerp(other, image, own)
 
 
 def _boxes(shares: np.ndarray, places: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -1,9 +1,11 @@
-"""Training from cached logits beside training with the teacher, side by side in one process.
+"""Training from cached logits, and several students by one teacher, beside training alone.
 
 A run's own speed is that of ``limbeck.distill``: reading, cropping and mirroring real batches,
 normalisation, loss, checks, recording; without evaluation. What cannot be left out bounds the gain:
-with a teacher whose forward pass takes T and a student whose step takes S, it is (T + S) / S. Both
-are timed in the same round, in plain torch, on a batch that is already a tensor.
+with a teacher whose forward pass takes T and a student whose step takes S, it is (T + S) / S for
+a cache, and n (T + S) / (T + n S) for a cohort of n. Both are timed in the same round, in plain
+torch, on a batch that is already a tensor. A cohort is timed by the clock from the first run's
+start to the last one's end, and so are the same runs one after the other.
 
     python benchmarks/cache.py --data-dir cifar100 --steps 20 --rounds 5
     python benchmarks/cache.py --accuracy
@@ -33,8 +35,12 @@ import limbeck
 from limbeck import create_model
 from limbeck.core.normalization import Normalization
 from limbeck.data import DataBundle, ImageSet, load_image_folder
+from limbeck.engine.loop import Interruption, drive
 from limbeck.models import save_weights
 from limbeck.runs.caching import CacheConfig, make_cache, plan_cache
+from limbeck.runs.cohort import together
+from limbeck.runs.config import RunConfig
+from limbeck.runs.execute import Asking, asking_run, prepare_parts
 
 CLASSES = 100
 CROPS = {"crop_padding": 4, "flip": True, "cycle": 1}
@@ -105,6 +111,38 @@ def speed(
     return summary.images_per_second
 
 
+def run_all(options: argparse.Namespace, data: DataBundle, weights: Path, *, shared: bool) -> float:
+    """Seconds of a run of each method of the cohort: in turns, or one after the other."""
+    watch = Interruption()
+    runs: dict[str, Asking] = {}
+    teacher = None
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in options.cohort.split(","):
+            config = RunConfig.read(
+                {
+                    "data": {"dataset": "python", "augment": CROPS, "val_fraction": 0},
+                    "student": {"name": options.student},
+                    "teacher": {"name": options.teacher, "checkpoint": str(weights)},
+                    "method": {"name": name},
+                    "schedule": {"epochs": 1, "sched": "constant"},
+                    "train": {"batch_size": options.batch_size, "device": options.device},
+                }
+            )
+            parts = prepare_parts(config, data=data, teacher=teacher)
+            teacher = parts.teacher
+            runs[name] = asking_run(config, Path(scratch) / name, parts, watch=watch)
+        start = time.perf_counter()
+        if shared:
+            ended = dict(together(runs, watch))
+        else:
+            ended = {name: drive(run) for name, run in runs.items()}
+        seconds = time.perf_counter() - start
+    for end in ended.values():
+        if isinstance(end, BaseException):
+            raise end
+    return seconds
+
+
 def measure_speed(options: argparse.Namespace) -> None:
     """Online and cached, round by round."""
     data = images_of(options, options.steps * options.batch_size)
@@ -129,14 +167,21 @@ def measure_speed(options: argparse.Namespace) -> None:
             teach, learn = bounds(options)
             online = speed(options, data, teacher, None)
             cached = speed(options, data, None, cache)
+            alone = run_all(options, data, weights, shared=False)
+            cohort = run_all(options, data, weights, shared=True)
+            count = len(options.cohort.split(","))
             rounds.append(
                 {
                     "teacher_ms": teach * 1000,
                     "student_ms": learn * 1000,
-                    "bound": (teach + learn) / learn,
                     "online": online,
                     "cached": cached,
-                    "ratio": cached / online,
+                    "cache gain": cached / online,
+                    "its bound": (teach + learn) / learn,
+                    "alone s": alone,
+                    "cohort s": cohort,
+                    "cohort gain": alone / cohort,
+                    "of at most": count * (teach + learn) / (teach + count * learn),
                     "load": os.getloadavg()[0],
                 }
             )
@@ -239,6 +284,7 @@ def main() -> None:
     parser.add_argument("--teacher", default="resnet32x4")
     parser.add_argument("--student", default="resnet8x4")
     parser.add_argument("--method", default="kd")
+    parser.add_argument("--cohort", default="kd,dkd,dist,lskd", help="methods of one teacher")
     parser.add_argument("--data-dir", help="an image folder like CIFAR-100's; random without one")
     parser.add_argument("--store", default="float32")
     parser.add_argument("--top-k", type=int)

@@ -85,7 +85,7 @@ class Storage(Settings):
 
         Example:
             >>> Storage(dtype="float16").row(100).itemsize, Storage(top_k=5).row(100).itemsize
-            (200, 36)
+            (200, 32)
         """
         if self.top_k is None:
             return np.dtype([("logits", self.dtype, (num_classes,))])
@@ -94,7 +94,8 @@ class Storage(Settings):
                 f"top_k must be below the number of classes, {num_classes}; got {self.top_k}. "
                 "Leave it out to keep all logits"
             )
-        classes = "int16" if num_classes <= np.iinfo(np.int16).max else "int32"
+        kinds = ("uint8", "int16", "int32")  # of index, that torch can read
+        classes = next(kind for kind in kinds if num_classes - 1 <= np.iinfo(kind).max)
         kept = (self.top_k,)
         fields = [("logits", self.dtype, kept), ("classes", classes, kept), ("rest", "float32")]
         return np.dtype(fields, align=True)  # torch reads a field in whole steps of its own size

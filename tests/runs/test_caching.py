@@ -205,6 +205,15 @@ def test_a_run_shorter_than_the_cache_needs_no_cycle(small, cached, losses, tmp_
     np.testing.assert_allclose(losses, taught, rtol=0, atol=1e-5)
 
 
+def test_a_run_may_go_through_the_first_draws_alone(small, cached, losses, tmp_path):
+    augment = {**AUGMENT, "cycle": 1}
+    small.run(run_config(small, augment=augment), tmp_path / "online")
+    taught = list(losses)
+    losses.clear()
+    small.run(run_config(small, cache=cached(), augment=augment), tmp_path / "offline")
+    np.testing.assert_allclose(losses, taught, rtol=0, atol=1e-5)
+
+
 def test_another_seed_takes_the_cached_changes_in_its_own_order(small, cached, losses, tmp_path):
     augment = {**AUGMENT, "seed": 0}
     small.run(run_config(small, seed=4, augment=augment), tmp_path / "online")

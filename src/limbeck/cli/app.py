@@ -232,6 +232,15 @@ def compare_methods(
         int | None,
         typer.Option("--jobs", min=1, help="Runs at a time.  [default: one a device]"),
     ] = None,
+    cohort: Annotated[
+        int,
+        typer.Option(
+            "--cohort",
+            metavar="N",
+            min=1,
+            help="So many methods of a seed share their teacher's passes.  [default: 1]",
+        ),
+    ] = 1,
     devices: Annotated[
         str | None, typer.Option("--devices", metavar="A,B", help="In turns, as cuda:0,cuda:1.")
     ] = None,
@@ -290,6 +299,7 @@ def compare_methods(
         output,
         typed=typed_models(options, set_ or []) + _given(teacher_model),
         jobs=jobs,
+        cohort=cohort,
         devices=devices,
         dry_run=dry_run,
         quiet=quiet,

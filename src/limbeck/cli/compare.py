@@ -146,6 +146,7 @@ def run_comparison(
     *,
     typed: Collection[str],
     jobs: int | None,
+    cohort: int,
     devices: str | None,
     dry_run: bool,
     quiet: bool,
@@ -158,6 +159,7 @@ def run_comparison(
         output: the comparison's folder.
         typed: names of models that stand on the command line; these alone may run code.
         jobs: runs at a time; None is one for each device.
+        cohort: rows of a seed that share their teacher's passes.
         devices: with commas between them.
         dry_run: plan only.
         quiet: print errors alone.
@@ -180,7 +182,15 @@ def run_comparison(
         return
     audience = CompareAudience(config, quiet=quiet, as_json=as_json)
     with _saying_how_to_go_on(output):
-        compare(config, output, jobs=jobs, devices=places, typed=typed, audience=audience)
+        compare(
+            config,
+            output,
+            jobs=jobs,
+            cohort=cohort,
+            devices=places,
+            typed=typed,
+            audience=audience,
+        )
     compared = read_comparison(output)
     show_comparison(compared, quiet=quiet, as_json=as_json)
     failed = sum(len(failures) for failures in compared.failures.values())
@@ -200,6 +210,7 @@ def resume_comparison(folder: Path, *, typed: Collection[str], quiet: bool, as_j
         folder,
         typed=typed,
         jobs=None,
+        cohort=1,
         devices=None,
         dry_run=False,
         quiet=quiet,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from limbeck.core.errors import LimbeckError
 from limbeck.core.normalization import Normalization
-from limbeck.core.types import Batch, Progress, keyed_generator
+from limbeck.core.types import Batch, Outputs, Progress, keyed_generator
 from limbeck.engine.checkpoint import restore_rng_state, rng_state
 from limbeck.engine.config import TrainConfig
 from limbeck.engine.distributed import World, sum_over_ranks
@@ -32,7 +32,15 @@ from limbeck.features import LogitNetwork
 from limbeck.teacher import Teacher
 from limbeck.teacher_cache import CachedTeacher
 
-__all__ = ["BestWeights", "InterruptedRun", "Interruption", "Loader", "StageLoop"]
+__all__ = [
+    "BestWeights",
+    "InterruptedRun",
+    "Interruption",
+    "Loader",
+    "Question",
+    "StageLoop",
+    "drive",
+]
 
 _GUARD_STEPS = 50  # how often a GPU is asked whether something was not finite
 _TIMED_STEPS, _TIMED_SECONDS = 12, 1.0  # of a rehearsal, at most
@@ -103,6 +111,46 @@ class BestWeights:
             self.weights = {
                 name: value.detach().cpu().clone() for name, value in network.state_dict().items()
             }
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a loop asks before each of its steps: what does the teacher say of this batch?
+
+    A loop that asks can be one of several that take their steps in turns.
+
+    Attributes:
+        loop: who asks.
+        batch: on the loop's device.
+    """
+
+    loop: StageLoop
+    batch: Batch
+
+    def answer(self) -> Outputs:
+        """By the loop's own teacher."""
+        loop, start = self.loop, time.monotonic()
+        outputs = NO_TEACHER
+        if loop.teacher is not None:
+            with loop.teacher_clock, loop.config.autocast(loop.device):
+                outputs = loop.teacher.answer(self.batch, loop.epoch)
+        loop.seconds += time.monotonic() - start
+        return outputs
+
+
+Found = TypeVar("Found")
+
+
+def drive(asking: Generator[Question, Outputs, Found]) -> Found:
+    """Go through to the end, every question answered by its own teacher: what came out."""
+    with closing(asking):  # also where the teacher fails
+        try:
+            question = next(asking)
+            while True:
+                question = asking.send(question.answer())
+        except StopIteration as stop:
+            found: Found = stop.value
+            return found
 
 
 @dataclass(kw_only=True)
@@ -177,7 +225,13 @@ class StageLoop:
         return learner.method.deployed(learner.student)
 
     def run(self) -> None:
-        """Train to the end of the stage.
+        """Train to the end of the stage by the loop's own teacher; see :meth:`asking`."""
+        drive(self.asking())
+
+    def asking(self) -> Generator[Question, Outputs, None]:
+        """Train to the end of the stage, a question and its answer for each step.
+
+        Time between the two does not count as this loop's.
 
         Raises:
             InterruptedRun: after saving, when a signal asked for it.
@@ -186,8 +240,12 @@ class StageLoop:
         clock = saved = time.monotonic()
         self.learner.train()
         for epoch in range(self.epoch, self.schedule.epochs):
-            for batch in self.loader.epoch(epoch, self.step):
-                self._train_on(batch.to(self.device, memory_format=self.config.memory_format))
+            for shown in self.loader.epoch(epoch, self.step):
+                batch = shown.to(self.device, memory_format=self.config.memory_format)
+                self.seconds += time.monotonic() - clock
+                outputs = yield Question(self, batch)
+                clock = time.monotonic()
+                self._train_on(batch, outputs)
                 now = time.monotonic()
                 self.seconds, clock = self.seconds + now - clock, now
                 done = epoch * self.loader.num_steps + self.step
@@ -229,7 +287,7 @@ class StageLoop:
         while len(seconds) < 2 or (len(seconds) < _TIMED_STEPS and sum(seconds) < _TIMED_SECONDS):
             self.step = 0
             start = time.perf_counter()
-            self._train_on(batch)
+            self._train_on(batch, Question(self, batch).answer())
             self.stepper.guard.read()  # waits for the device
             seconds.append(time.perf_counter() - start)
         return statistics.median(seconds[1:])
@@ -238,7 +296,7 @@ class StageLoop:
         """Whether no gradient is waiting: a checkpoint holds none."""
         return self.step % self.config.grad_accum_steps == 0
 
-    def _train_on(self, batch: Batch) -> None:
+    def _train_on(self, batch: Batch, teacher: Outputs) -> None:
         steps, accum = self.loader.num_steps, self.config.grad_accum_steps
         first_of_group = self.step - self.step % accum
         group = min(accum, steps - first_of_group)
@@ -249,10 +307,6 @@ class StageLoop:
             num_epochs=self.schedule.epochs,
             num_steps=self.num_steps,
         )
-        teacher = NO_TEACHER
-        if self.teacher is not None:
-            with self.teacher_clock, self.config.autocast(self.device):
-                teacher = self.teacher.answer(batch, self.epoch)
         terms = self.stepper.step(
             batch,
             teacher,

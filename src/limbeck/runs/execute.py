@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from limbeck.engine.checkpoint import CheckpointStore
 from limbeck.engine.distributed import World, check_ranks_agree, pick_device, process_group
 from limbeck.engine.evaluate import KeptLogits, evaluate_together, judge_logits
 from limbeck.engine.learner import NO_TEACHER, Learner, check_takes_mixed
-from limbeck.engine.loop import Interruption, StageLoop
+from limbeck.engine.loop import Interruption, Question, StageLoop, drive
 from limbeck.engine.optim import ScheduleConfig
 from limbeck.engine.probe import build_learner, check_fit, dry_forward, freeze_idle
 from limbeck.engine.recorder import Observer, Recorder, SilentObserver
@@ -45,8 +45,11 @@ from limbeck.teacher import Teacher, state_hash
 from limbeck.teacher_cache import CachedTeacher
 
 __all__ = [
+    "Asking",
     "Parts",
     "Rehearsal",
+    "asking_resumed",
+    "asking_run",
     "check",
     "execute",
     "prepare_parts",
@@ -54,6 +57,8 @@ __all__ = [
     "resume",
     "teacher_hashes",
 ]
+
+Asking = Generator[Question, Outputs, RunSummary]
 
 _DRY_IMAGES = 8  # enough for batch statistics and pairs, little enough to cost nothing
 
@@ -102,7 +107,11 @@ class Rehearsal:
 
 
 def prepare_parts(
-    config: RunConfig, *, typed: Collection[str] = (), data: DataBundle | None = None
+    config: RunConfig,
+    *,
+    typed: Collection[str] = (),
+    data: DataBundle | None = None,
+    teacher: NamedNetwork | CachedTeacher | None = None,
 ) -> Parts:
     """Data and networks of a run.
 
@@ -111,12 +120,12 @@ def prepare_parts(
         typed: names that the user gave here and now. Only among these may be a name that runs
             code, ``file.py:function``; in a settings file or a checkpoint it is refused.
         data: what the settings name, if the caller has it already.
+        teacher: likewise.
     """
     if data is None:
         data = build_data(config.data, seed=config.seed)
     student = build_student(config.student, data, seed=config.seed, typed=typed)
-    teacher = None
-    if config.teacher is not None:
+    if config.teacher is not None and teacher is None:
         teacher = open_teacher(
             config.teacher, data, typed=typed, scores=config.reads_teacher_scores
         )
@@ -139,6 +148,21 @@ def execute(
             behind.
         InterruptedRun: after Ctrl-C or SIGTERM, with the state saved.
     """
+    return drive(asking_run(config, output, parts, observer=observer))
+
+
+def asking_run(
+    config: RunConfig,
+    output: str | Path,
+    parts: Parts,
+    *,
+    observer: Observer | None = None,
+    watch: Interruption | None = None,
+) -> Asking:
+    """:func:`execute` step by step: see :meth:`~limbeck.engine.loop.StageLoop.asking`.
+
+    With ``watch``, the caller's, signals are left to whoever watches it.
+    """
     folder = RunFolder(output)
     with _session(config, parts, observer) as session, ExitStack() as stack:
         if session.world.is_main:
@@ -152,7 +176,7 @@ def execute(
                 folder.path / "environment.json", describe_environment(session.device)
             )
             folder.write_json(folder.config, config.plain())
-        return session.train(folder)
+        return (yield from session.train(folder, watch=watch))
 
 
 def resume(
@@ -168,6 +192,18 @@ def resume(
         CheckpointError: if checkpoints were written and none of them is whole.
         TeacherChangedError: if the run began with another teacher.
     """
+    return drive(asking_resumed(output, parts, config, observer=observer))
+
+
+def asking_resumed(
+    output: str | Path,
+    parts: Parts,
+    config: RunConfig,
+    *,
+    observer: Observer | None = None,
+    watch: Interruption | None = None,
+) -> Asking:
+    """:func:`resume` step by step, as :func:`asking_run` is of :func:`execute`."""
     folder = RunFolder(output)
     if not folder.config.exists():
         raise RunFolderError(f"{folder.path} holds no run to continue; start one there instead")
@@ -199,7 +235,7 @@ def resume(
             session.enter_stage(0)
         else:  # what `prepare` found is in the checkpoint
             session.enter_stage(state["stage"], prepare=False)
-        return session.train(folder, state)
+        return (yield from session.train(folder, state, watch=watch))
 
 
 def check(config: RunConfig, parts: Parts) -> None:
@@ -632,7 +668,13 @@ class _Session:
 
     # -- the whole -------------------------------------------------------------------------
 
-    def train(self, folder: RunFolder, state: dict[str, Any] | None = None) -> RunSummary:
+    def train(
+        self,
+        folder: RunFolder,
+        state: dict[str, Any] | None = None,
+        *,
+        watch: Interruption | None = None,
+    ) -> Asking:
         """Every stage from here on, then judge and write."""
         main = self.world.is_main
         self.past: dict[str, Any] = {
@@ -651,7 +693,7 @@ class _Session:
         store = None
         if main:
             store = CheckpointStore(folder.checkpoints, keep=self.config.train.checkpoint_hist)
-        watch = Interruption()
+        watch = Interruption() if watch is None else watch
         try:
             with watch.watching():
                 for index in range(self.stage_index, len(self.stages)):
@@ -662,7 +704,7 @@ class _Session:
                     if state is not None:
                         loop.load_state(state["loop"])
                         state = None
-                    loop.run()
+                    yield from loop.asking()
                     self.past = {
                         "seconds": self.past["seconds"] + loop.seconds,
                         "images": self.past["images"] + loop.images,

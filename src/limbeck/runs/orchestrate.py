@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -34,7 +35,15 @@ from limbeck.runs.folder import read_json
 from limbeck.runs.networks import NamedNetwork, build_student
 from limbeck.runs.provenance import code_version
 from limbeck.runs.summary import RunSummary, read_summary
-from limbeck.runs.tasks import PreparedData, Task, carry_out, check_finished, is_done, tasks_of
+from limbeck.runs.tasks import (
+    PreparedData,
+    Task,
+    carry_out,
+    carry_out_together,
+    check_finished,
+    is_done,
+    tasks_of,
+)
 from limbeck.runs.tuning import Tuned, check_tunable, space
 from limbeck.teacher_cache import CachedTeacher
 
@@ -90,6 +99,7 @@ def compare(
     output: str | Path,
     *,
     jobs: int = 1,
+    cohort: int = 1,
     devices: Sequence[str] = (),
     typed: Collection[str] = (),
     audience: Audience | None = None,
@@ -100,6 +110,8 @@ def compare(
         config: the comparison. Where it has begun already, only rows and seeds may be added.
         output: its folder.
         jobs: runs at a time. One is made in this process; several, each in a process of its own.
+        cohort: rows of a seed that are made in turns and share their teacher's passes; no number
+            of them changes a result. It takes one job, and all their students in memory.
         devices: the runs' devices, taken in turns; empty takes the settings' own.
         typed: names of models that the user gave here and now; these alone may run code.
         audience: told of progress.
@@ -114,6 +126,13 @@ def compare(
     """
     if jobs < 1:
         raise SettingsError(f"jobs must be at least 1, got {jobs}")
+    if cohort > 1 and jobs > 1:
+        raise SettingsError(
+            f"a cohort shares its teacher within one process, and {jobs} jobs are several; give "
+            "one of the two"
+        )
+    if cohort > 1 and config.shared.train.torchcompile:
+        raise SettingsError("a cohort's teacher is not compiled; leave --torchcompile out")
     audience = audience or SilentAudience()
     folder = ComparisonFolder(output)
     folder.check_free()
@@ -137,6 +156,7 @@ def compare(
             devices=tuple(devices),
             typed=tuple(typed),
             audience=audience,
+            cohort=cohort,
         )
         if jobs == 1:
             sitting.here(data)
@@ -281,6 +301,7 @@ class _Sitting:
         devices: taken in turns.
         typed: names that may run code.
         audience: told of progress.
+        cohort: rows of a seed that share their teacher's passes.
     """
 
     folder: ComparisonFolder
@@ -290,6 +311,7 @@ class _Sitting:
     devices: tuple[str, ...]
     typed: tuple[str, ...]
     audience: Audience
+    cohort: int = 1
     _failed: set[Task] = field(default_factory=set)
     _begun: int = 0
 
@@ -303,23 +325,61 @@ class _Sitting:
         """One after the other, in this process."""
         device = self.devices[0] if self.devices else None
         with torch_threads(self.threads):
-            for task in self.missing:
-                if self._is_lost(task):
+            for tasks in self._groups():
+                ready = [task for task in tasks if not self._is_lost(task)]
+                for task in ready:
+                    self._announce(task)
+                if not ready:
                     continue
-                self._announce(task)
-                try:
-                    found = carry_out(
-                        self.folder,
-                        task,
-                        device=device,
-                        typed=self.typed,
-                        data=data,
-                        observer=self.audience.observer(task),
-                    )
-                except Exception as error:  # noqa: BLE001  (one run's failure is not the others')
-                    self._fail(FailedTask.of(task.name, error), task)
+                shared = {
+                    "device": device,
+                    "typed": self.typed,
+                    "data": data,
+                    "observer": self.audience.observer(ready[0]),
+                }
+                if len(ready) == 1:
+                    self._one(ready[0], shared)
                 else:
-                    self.audience.finished(task, found)
+                    self._together(ready, shared)
+
+    def _one(self, task: Task, shared: Mapping[str, Any]) -> None:
+        try:
+            found = carry_out(self.folder, task, **shared)
+        except Exception as error:  # noqa: BLE001  (one run's failure is not the others')
+            self._fail(FailedTask.of(task.name, error), task)
+        else:
+            self.audience.finished(task, found)
+
+    def _together(self, tasks: list[Task], shared: Mapping[str, Any]) -> None:
+        stop = None
+        for task, ended in carry_out_together(self.folder, tasks, **shared):
+            if isinstance(ended, RunSummary):
+                self.audience.finished(task, ended)
+            elif isinstance(ended, Exception):
+                self._fail(FailedTask.of(task.name, ended), task)
+            else:
+                stop = ended
+        if stop is not None:  # all have saved their state
+            raise stop
+
+    def _groups(self) -> Iterator[list[Task]]:
+        """The tasks in their order; of a cohort's seed, those that can share passes together."""
+        left = list(self.missing)
+        while left:
+            group = [left[0]]
+            if self._shares(left[0]):
+                others = (t for t in left[1:] if t.seed == left[0].seed and self._shares(t))
+                group += itertools.islice(others, self.cohort - 1)
+            left = [task for task in left if task not in group]
+            yield group
+
+    def _shares(self, task: Task) -> bool:
+        """Whether its run sees what the other methods' runs of its seed see, with one teacher."""
+        if task.kind != "run" or task.label is None:
+            return False
+        row, given = self.config.contenders[task.label], self.config.teacher
+        cached = given is not None and given.cache is not None
+        return row.needs_teacher and row.role == "method" and not cached
 
     def in_workers(self, jobs: int) -> None:
         """Several at a time, each in a process of its own, which can die without the others."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,8 +16,10 @@ from typing import Literal
 from limbeck.core.errors import NonFiniteError, RunFolderError
 from limbeck.data import DataBundle, build_data
 from limbeck.data.images import joint_fingerprint
+from limbeck.engine.loop import Interruption, drive
 from limbeck.engine.recorder import Observer
 from limbeck.runs.caching import open_teacher
+from limbeck.runs.cohort import together
 from limbeck.runs.compare import TEACHER, CompareConfig, run_differences
 from limbeck.runs.comparison import (
     ComparisonFolder,
@@ -27,7 +29,13 @@ from limbeck.runs.comparison import (
     on_device,
 )
 from limbeck.runs.config import RunConfig
-from limbeck.runs.execute import Parts, execute, prepare_parts, resume
+from limbeck.runs.execute import (
+    Asking,
+    Parts,
+    asking_resumed,
+    asking_run,
+    prepare_parts,
+)
 from limbeck.runs.folder import RunFolder, read_json
 from limbeck.runs.networks import NamedNetwork
 from limbeck.runs.provenance import sources_hash
@@ -39,6 +47,7 @@ __all__ = [
     "PreparedData",
     "Task",
     "carry_out",
+    "carry_out_together",
     "check_data",
     "check_finished",
     "is_done",
@@ -167,12 +176,78 @@ def carry_out(
     assert task.label is not None
     if task.kind == "tune":
         return _tune(folder, config, task.label, device, typed, data, observer)
+    made = _prepare_run(folder, record, task, device=device, typed=typed, data=data)
+    return run_or_resume(made.config, made.place, made.parts, observer)
+
+
+def carry_out_together(
+    folder: ComparisonFolder,
+    tasks: Sequence[Task],
+    *,
+    device: str | None = None,
+    typed: Collection[str] = (),
+    data: PreparedData | None = None,
+    observer: Observer | None = None,
+) -> Iterator[tuple[Task, RunSummary | BaseException]]:
+    """Make several runs of one seed in turns, with one pass of their teacher for all.
+
+    Args:
+        folder: a comparison that has begun, held by whoever calls.
+        tasks: runs that have a teacher and differ in method and optimiser alone.
+        device: for all; None takes the settings' own.
+        typed: names of models that the user gave here and now; these alone may run code.
+        data: what is in memory already.
+        observer: told of the first run's progress.
+
+    Yields:
+        A task with its summary, or with what ended it, as soon as it has ended.
+    """
+    record, data = folder.read(), data or PreparedData()
+    watch, teacher = Interruption(), None
+    asking: dict[str, Asking] = {}
+    for task in tasks:
+        try:
+            run = _prepare_run(
+                folder, record, task, device=device, typed=typed, data=data, teacher=teacher
+            )
+        except Exception as error:  # noqa: BLE001  (one run's failure is not the others')
+            yield task, error
+            continue
+        teacher = run.parts.teacher
+        asking[task.name] = _asking(run.config, run.place, run.parts, observer, watch)
+        observer = None
+    by_name = {task.name: task for task in tasks}
+    for name, ended in together(asking, watch):
+        yield by_name[name], ended
+
+
+@dataclass(frozen=True)
+class _PreparedRun:
+    """A run that can be made."""
+
+    config: RunConfig
+    place: Path
+    parts: Parts
+
+
+def _prepare_run(
+    folder: ComparisonFolder,
+    record: ComparisonRecord,
+    task: Task,
+    *,
+    device: str | None,
+    typed: Collection[str],
+    data: PreparedData,
+    teacher: NamedNetwork | CachedTeacher | None = None,
+) -> _PreparedRun:
+    config = record.settings
+    assert task.label is not None
     assert task.seed is not None
     run = folder.run_config(config, task.label, task.seed, device=device)
-    parts = prepare_parts(run, typed=typed, data=data.get(run))
+    parts = prepare_parts(run, typed=typed, data=data.get(run), teacher=teacher)
     check_data(record, task.label, parts.data)
     parts = dataclasses.replace(parts, beside=_beside(folder, config, parts, typed))
-    return run_or_resume(run, folder.run(task.label, task.seed), parts, observer)
+    return _PreparedRun(run, folder.run(task.label, task.seed), parts)
 
 
 def check_finished(folder: ComparisonFolder, record: ComparisonRecord, task: Task) -> None:
@@ -270,12 +345,23 @@ def run_or_resume(
         RunFolderError: if ``place`` holds another run, or one of another version of the code.
         LimbeckError: for anything else the user can mend.
     """
+    return drive(_asking(config, place, parts, observer))
+
+
+def _asking(
+    config: RunConfig,
+    place: Path,
+    parts: Parts,
+    observer: Observer | None,
+    watch: Interruption | None = None,
+) -> Asking:
+    """The same step by step."""
     clear_stillborn(place)
     folder = RunFolder(place)
-    if not folder.config.exists():
-        return execute(config, place, parts, observer=observer)
-    _check_same_run(place, config)
-    return resume(place, parts, config, observer=observer)
+    if folder.config.exists():
+        _check_same_run(place, config)
+        return (yield from asking_resumed(place, parts, config, observer=observer, watch=watch))
+    return (yield from asking_run(config, place, parts, observer=observer, watch=watch))
 
 
 def _check_same_run(place: Path, config: RunConfig, *hashes: tuple[str, str | None]) -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from limbeck.core.errors import SettingsError, UnknownNameError
 from limbeck.recipes.catalogue import RECIPES, find_recipe
-from limbeck.reports.results import published_figures
+from limbeck.reports.reproduced import published_figures
 
 # output.md 0.1, feature.md 0.4: what every run of the benchmark shares.
 SHARED = {

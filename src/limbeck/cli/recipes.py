@@ -12,7 +12,7 @@ from limbeck.cli.observer import observing
 from limbeck.cli.terminal import make_console, printable
 from limbeck.core.errors import SettingsError, UnknownNameError
 from limbeck.recipes.catalogue import RECIPES, Protocol, Recipe, find_recipe
-from limbeck.reports.results import published_figures, read_results, results_page
+from limbeck.reports.reproduced import published_figures, read_results, results_page
 from limbeck.runs.execute import prepare_parts
 from limbeck.runs.folder import RunFolder
 from limbeck.runs.results import add_result, result_row

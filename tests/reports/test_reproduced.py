@@ -4,7 +4,7 @@ import pytest
 
 from limbeck.core.errors import RunFolderError
 from limbeck.core.sources import source_hash
-from limbeck.reports.results import published_figures, read_results, results_page
+from limbeck.reports.reproduced import published_figures, read_results, results_page
 
 MODULE = "limbeck.methods.output.kd"
 

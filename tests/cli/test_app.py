@@ -5,8 +5,9 @@ import pytest
 from limbeck import __version__
 
 COMMANDS = [
-    "demo", "train", "distill", "cache", "compare", "runs", "curves", "resume", "eval", "predict",
-    "inspect", "convert", "methods", "doctor",
+    "demo", "train", "distill", "cache", "compare", "report",
+    "runs", "curves", "resume", "eval", "predict", "inspect", "analyse",
+    "convert", "methods", "recipes", "reproduce", "results", "doctor",
 ]  # fmt: skip
 
 

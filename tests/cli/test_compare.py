@@ -67,7 +67,8 @@ def test_methods_are_compared_and_the_table_says_what_the_runs_found(limbeck, co
     for remark in compared.remarks():
         assert remark in answer.out
     assert "[red] c" in answer.out.splitlines()[-1]
-    for name in ("comparison.csv", "comparison.md", "comparison.png", "runs.csv"):
+    assert answer.out.splitlines()[-1] == f"Report: {out / 'report.html'}"
+    for name in ("comparison.csv", "comparison.md", "comparison.png", "runs.csv", "report.html"):
         assert (out / name).exists()
         assert name in answer.out
 

@@ -33,6 +33,8 @@ def test_the_demo_is_a_comparison_and_writes_what_it_says(limbeck, tmp_path):
     teacher = read_run(out / "teacher")
     assert f"{teacher.test.last.top1:.2%}" in answer.out.splitlines()[1]
     assert "95 % interval" in answer.out
+    assert f"Report: {out / 'report.html'}" in answer.out
+    assert "cross-entropy, all labels" in (out / "report.html").read_text(encoding="utf-8")
     assert "with 2 seeds" in answer.out or "n = 2 seeds" in answer.out
 
 

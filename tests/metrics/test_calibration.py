@@ -4,10 +4,15 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
 from limbeck.core.errors import DataError, NonFiniteError
-from limbeck.metrics.calibration import expected_calibration_error, fit_temperature
+from limbeck.metrics.calibration import (
+    expected_calibration_error,
+    fit_temperature,
+    reliability,
+)
 from limbeck.metrics.info import METRICS
 from limbeck.metrics.scores import negative_log_likelihood, top_k_accuracy
 
@@ -57,6 +62,19 @@ def test_a_confidence_on_an_edge_is_in_the_lower_bin():
     assert below == pytest.approx(abs((1 - 0.5) + (0 - 0.45)) / 2, rel=1e-9)
     above = expected_calibration_error(logits_of([0.5, 0.55]), [0, 1], num_bins=10)
     assert above == pytest.approx((0.5 + 0.55) / 2, rel=1e-9)
+
+
+def test_the_bins_of_a_diagram_are_scikit_learns(case):
+    """Of bins that have images; scikit-learn closes them on the left, but none is on an edge."""
+    found = reliability(case.student, case.label, num_bins=5)
+    p = torch.softmax(torch.as_tensor(np.asarray(case.student)), dim=1)
+    confidence, answer = p.max(dim=1)
+    hits = answer.numpy() == np.asarray(case.label)
+    accuracy, mean = calibration_curve(hits, confidence.numpy(), n_bins=5)
+    full = found.num_images > 0
+    assert found.num_images.sum() == len(hits)
+    assert found.num_correct[full] / found.num_images[full] == pytest.approx(accuracy)
+    assert found.summed_confidence[full] / found.num_images[full] == pytest.approx(mean)
 
 
 def test_who_is_right_as_often_as_said_has_no_error():

@@ -2,8 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from safetensors.numpy import save_file
+
+from limbeck.metrics.scorecard import scorecard
+from limbeck.reports.compared import read_comparison
+from limbeck.reports.evidence import Evidence
 
 
 def _score(top1):
@@ -13,9 +19,12 @@ def _score(top1):
 @pytest.fixture
 def write_run(tmp_path):
     """Writes a finished run's folder; ``summary`` and ``config`` replace single fields."""
+    return _run_writer(tmp_path)
 
+
+def _run_writer(place):
     def write(name="run", *, method="kd", seed=0, top1=0.95, best=None, summary=(), config=()):
-        folder = tmp_path / name
+        folder = place / name
         folder.mkdir(parents=True)
         settings = {
             "seed": seed,
@@ -58,11 +67,16 @@ def write_run(tmp_path):
 
 
 @pytest.fixture
-def write_compared(tmp_path, write_run):
+def write_compared(tmp_path):
     """Writes a comparison's folder: label to seed to test accuracy, or to why the run failed."""
+    return _comparison_writer(tmp_path)
+
+
+def _comparison_writer(place):
+    write_run = _run_writer(place)
 
     def write(results, *, rows=(), name="comparison", summary=(), **fields):
-        folder = tmp_path / name
+        folder = place / name
         folder.mkdir()
         facts = {
             label: {
@@ -105,6 +119,111 @@ def write_compared(tmp_path, write_run):
         return folder
 
     return write
+
+
+# Label to seed to how many of 120 test images are right, or to why there is no run.
+HITS = {
+    "ce": {0: 78, 1: 81, 2: 84},
+    "kd": {0: 96, 1: 98, 2: 103},
+    "fitnet": {0: 88, 1: 79, 2: 97},
+    "rkd": {0: 90, 1: 92, 2: 89},
+    "full": {0: 105, 1: 106, 2: 108},
+}
+FAMILIES = {"ce": "none", "fitnet": "feature", "rkd": "relation", "full": "none"}
+
+
+@pytest.fixture
+def write_full(tmp_path):
+    """Writes a comparison whose runs kept answers, epochs, costs and where they were made."""
+    return _full_writer(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def write_full_once(tmp_path_factory):
+    """The same, for what several tests only read."""
+    return _full_writer(tmp_path_factory.mktemp("full"))
+
+
+@pytest.fixture(scope="session")
+def full(write_full_once):
+    """Such a comparison of three methods and a reference, three seeds each; to be read alone."""
+    return write_full_once(name="full")
+
+
+@pytest.fixture(scope="session")
+def evidence(full):
+    """What is read from it."""
+    return Evidence(compared=read_comparison(full))
+
+
+def _full_writer(place):
+    write_compared = _comparison_writer(place)
+
+    def write(
+        hits=None, *, titles=(), class_names=None, num_images=120, num_classes=6, epochs=5, **fields
+    ):
+        hits = HITS if hits is None else hits
+        rows = {
+            label: {
+                "title": dict(titles).get(label, label),
+                "family": FAMILIES.get(label, "output"),
+                "role": {"ce": "baseline", "full": "reference"}.get(label, "method"),
+                "method": "ce" if label == "full" else label,
+            }
+            for label in hits
+        }
+        results = {
+            label: {
+                seed: value / num_images if isinstance(value, int) else value
+                for seed, value in found.items()
+            }
+            for label, found in hits.items()
+        }
+        folder = write_compared(results, rows=rows, **fields)
+        generator = np.random.default_rng(0)
+        label = np.arange(num_images) % num_classes
+        teacher = _logits(label, num_images - 4, num_classes, generator)
+        for run in sorted((folder / "runs").glob("*-seed*")):
+            name, _, seed = run.name.rpartition("-seed")
+            logits = _logits(label, hits[name][int(seed)], num_classes, generator)
+            answers = {"test.label": label, "test.last": logits, "test.teacher": teacher}
+            save_file(answers, run / "predictions.safetensors")
+            card = scorecard(logits, label, validation=(logits, label), teacher_logits=teacher)
+            last = {key: None if np.isnan(value) else value for key, value in card.items()}
+            values = json.loads((run / "summary.json").read_text())
+            values |= {
+                "scores": {"last": last, "teacher": scorecard(teacher, label)},
+                "split_sizes": {"train": 600, "val": 50, "test": num_images},
+                "notices": [f"reads layer stage2 of {name}", "teacher: 96 %"],
+                "floor_images_per_second": 12000.0,
+                "peak_memory_bytes": 2**20 * (100 + len(name)),
+                "deployed_bytes": 7056,
+                "student_hash": f"{int(seed):064x}",
+            }
+            (run / "summary.json").write_text(json.dumps(values))
+            names = class_names or [f"class {k}" for k in range(num_classes)]
+            (run / "student.json").write_text(json.dumps({"class_names": list(names)}))
+            machine = {"device": "cpu", "device_name": "x86_64", "threads": 1, "cpus": 2}
+            (run / "environment.json").write_text(json.dumps(machine))
+            rows = [
+                {"stage": "train", "epoch": epoch, "val": {"top1": min(0.9, 0.2 + 0.1 * epoch)}}
+                for epoch in range(epochs)
+            ]
+            lines = [json.dumps(row) + "\n" for row in rows]
+            (run / "metrics.jsonl").write_text("".join(lines))
+        return folder
+
+    return write
+
+
+def _logits(label, num_right, num_classes, generator):
+    """Of images of which the first ``num_right`` in a random order are answered rightly."""
+    answer = label.copy()
+    wrong = generator.permutation(len(label))[num_right:]
+    answer[wrong] = (answer[wrong] + 1) % num_classes
+    logits = generator.normal(size=(len(label), num_classes)).clip(-1, 1)
+    logits[np.arange(len(label)), answer] += 3
+    return logits.astype(np.float32)
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def test_what_failed_and_what_is_missing_is_said_and_the_rest_stands(write_compa
     assert compared.failures["kd"][1].reason == "NonFiniteError: at step 3"
     remarks = compared.remarks()
     assert "kd, seed 1, failed: NonFiniteError: at step 3" in remarks
-    assert "1 runs are still missing." in remarks
+    assert "1 run is still missing." in remarks
 
 
 def test_without_any_baseline_there_is_a_table_without_gains(write_compared):

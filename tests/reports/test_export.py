@@ -97,6 +97,7 @@ def test_every_row_has_its_statistics_costs_and_scores(write_compared):
         "deployed_bytes": 7056,
         "peak_memory_bytes": 1000,
         "teacher_seconds": 0.5,
+        "floor_images_per_second": 18000.0,
     }
     compared = read_comparison(write_compared(THREE, summary=summary))
     ce, kd = lines(comparison_csv(compared.rows, compared=compared))
@@ -116,6 +117,7 @@ def test_every_row_has_its_statistics_costs_and_scores(write_compared):
     assert int(kd["deployed_bytes"]) == 7056
     assert int(kd["max_peak_memory_bytes"]) == 1000
     assert float(kd["mean_teacher_seconds"]) == 0.5
+    assert float(kd["mean_step_over_floor"]) == 2
 
 
 def test_tuning_is_told_with_its_trials_space_and_cost(write_compared):

@@ -27,6 +27,15 @@ def test_what_a_run_without_teacher_validation_and_test_lacks_is_none(write_run)
     assert run.last.val is None
 
 
+def test_a_step_is_measured_against_its_floor(write_run):
+    """9,000 images a second of the 12,000 that the floor allows: a third more time."""
+    run = read_run(write_run(summary={"floor_images_per_second": 12000.0}))
+    assert run.step_over_floor == pytest.approx(4 / 3)
+    assert read_run(write_run("none")).step_over_floor is None
+    halted = {"floor_images_per_second": 12000.0, "images_per_second": 0.0}
+    assert read_run(write_run("halted", summary=halted)).step_over_floor is None
+
+
 def test_keys_of_a_newer_version_are_no_fault(write_run):
     assert read_run(write_run(summary={"energy_joules": 12.0})).seed == 0
 

@@ -214,8 +214,8 @@ def test_the_answers_kept_are_those_that_were_judged(finished, small):
         assert scores["loss"] == pytest.approx(loss, abs=1e-5)
 
 
-def test_the_summary_has_every_score_on_test_and_what_the_run_cost(finished):
-    folder, _, _, summary = finished
+def test_the_summary_has_every_score_on_test_and_what_the_run_cost(finished, small):
+    folder, config, _, summary = finished
     assert summary.scores.keys() == {"last", "best_on_validation", "teacher"}
     for name, scores in summary.scores.items():
         assert {"top1", "nll", "brier", "ece", "temperature", "worst_class"} <= scores.keys()
@@ -227,6 +227,42 @@ def test_the_summary_has_every_score_on_test_and_what_the_run_cost(finished):
     assert 0 < summary.teacher_seconds < summary.seconds
     assert summary.peak_memory_bytes > 2**20
     assert summary.inference_images_per_second > 0
+    assert summary.floor_images_per_second > 0
+    splits = small.parts(config).data.splits
+    assert summary.split_sizes == {name: len(split) for name, split in splits.items()}
+
+
+def test_the_floor_leaves_the_student_as_it_is_and_has_the_teacher_of_the_run(
+    small, tmp_path, monkeypatch
+):
+    seen = []
+
+    def floor(student, teacher, image_shape, *, optim, config):
+        seen.append((student.network, teacher is not None, image_shape))
+        assert student.network.training
+        assert all(parameter.requires_grad for parameter in student.parameters())
+        return 100.0
+
+    monkeypatch.setattr("limbeck.runs.execute.floor_images_per_second", floor)
+    for method in ("ce", "kd"):
+        config = small.config(method, epochs=1)
+        parts = small.parts(config)
+        assert small.run(config, tmp_path / method, parts=parts).floor_images_per_second == 100
+        assert seen[-1][0] is not parts.student.network
+    assert [(taught, shape) for _, taught, shape in seen] == [
+        (False, (1, 8, 8)),
+        (True, (1, 8, 8)),
+    ]
+
+
+def test_a_run_does_not_end_for_want_of_room_for_the_floor(small, tmp_path, monkeypatch):
+    def floor(*args, **kwargs):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("limbeck.runs.execute.floor_images_per_second", floor)
+    summary = small.run(small.config(epochs=1), tmp_path / "run")
+    assert summary.floor_images_per_second is None
+    assert "no room to measure the floor" in summary.notices[-1]
 
 
 def test_networks_beside_are_judged_and_teach_nothing(small, tmp_path):

@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from limbeck.engine.config import TrainConfig
-from limbeck.runs.measure import SPEED_BATCH, PeakMemory, deployed_bytes, images_per_second
+from limbeck.engine.optim import OptimConfig
+from limbeck.runs.measure import (
+    SPEED_BATCH,
+    PeakMemory,
+    deployed_bytes,
+    floor_images_per_second,
+    images_per_second,
+)
 
 
 def test_deployed_bytes_are_those_of_weights_and_buffers_as_they_are_stored():
@@ -52,6 +60,47 @@ def test_speed_takes_no_longer_than_it_must(monkeypatch):
     slow = Slow(clock, lambda number: 2.0)
     images_per_second(slow, (1, 8, 8), config=TrainConfig())
     assert slow.passes == 3 + 5
+
+
+class SlowStudent(Slow):
+    """With weights, and a backward pass that takes a second."""
+
+    def __init__(self, clock, seconds):
+        super().__init__(clock, seconds)
+        self.layer = nn.Linear(64, 3)
+        self.layer.weight.register_hook(self._backward)
+
+    def _backward(self, gradient):
+        self.clock.now += 1.0
+
+    def forward(self, image):
+        return self.layer(super().forward(image).flatten(1))
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_the_floor_is_the_teachers_forward_and_the_students_step(monkeypatch, taught):
+    clock = Clock()
+    monkeypatch.setattr("limbeck.runs.measure.time", clock)
+    student = SlowStudent(clock, lambda number: 0.25)
+    teacher = Slow(clock, lambda number: 0.5)
+    before = student.layer.weight.detach().clone()
+
+    def update(*args):
+        clock.now += 2.0
+
+    hook = register_optimizer_step_post_hook(update)
+    found = floor_images_per_second(
+        student,
+        teacher if taught else None,
+        (1, 8, 8),
+        optim=OptimConfig(lr=0.1),
+        config=TrainConfig(batch_size=16),
+    )
+    hook.remove()
+    assert found == 16 / (3.25 + 0.5 * taught)
+    assert teacher.passes == (student.passes if taught else 0)
+    assert student.shapes == {(16, 1, 8, 8)}
+    torch.testing.assert_close(student.layer.weight.detach(), before, rtol=0, atol=1e-6)
 
 
 def test_peak_memory_sees_what_was_in_use_meanwhile():

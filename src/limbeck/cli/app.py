@@ -307,6 +307,29 @@ def compare_methods(
     )
 
 
+@app.command(short_help="A comparison as one page of HTML.")
+def report(
+    folder: Annotated[Path, typer.Argument(help="A comparison's folder, finished or not.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "--output",
+            "-o",
+            help="The page alone, to this file.  [default: FOLDER/report.html and tables]",
+        ),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Write a comparison's report, one HTML file that needs nothing else, and its tables.
+
+    `compare` and `demo` end in it; this makes it anew, of what there is.
+    """
+    from limbeck.cli.report import write_report
+
+    write_report(folder, out, as_json=json_)
+
+
 @app.command(short_help="List the runs in a folder.")
 def runs(
     folder: Annotated[Path, typer.Argument(help="It, and all below it, are looked through.")],

@@ -22,7 +22,7 @@ from limbeck.engine.recorder import Observer, SilentObserver
 from limbeck.methods import find_method
 from limbeck.methods.combine import SEPARATOR
 from limbeck.reports.compared import Compared, read_comparison
-from limbeck.reports.files import write_comparison
+from limbeck.reports.files import comparison_title, write_comparison
 from limbeck.reports.shots import shot_table
 from limbeck.reports.table import comparison_table
 from limbeck.runs.compare import BASELINE, CompareConfig
@@ -218,16 +218,9 @@ def resume_comparison(folder: Path, *, typed: Collection[str], quiet: bool, as_j
     )
 
 
-def show_comparison(
-    compared: Compared, *, quiet: bool, as_json: bool, title: str | None = None
-) -> None:
-    """Write a comparison's tables and figure into its folder, and print the table."""
-    shared = compared.settings.shared
-    data, student = shared.get("data", {}), shared.get("student", {})
-    title = title or (
-        f"{data.get('dataset')}, {student.get('name')}: test accuracy after the last epoch"
-    )
-    files = write_comparison(compared, title=title)
+def show_comparison(compared: Compared, *, quiet: bool, as_json: bool) -> None:
+    """Write a comparison's report, tables and figure into its folder, and print the table."""
+    files = write_comparison(compared)
     if as_json:
         rows = [
             {
@@ -241,11 +234,17 @@ def show_comparison(
             }
             for row in compared.rows
         ]
-        event = {"event": "comparison", "folder": str(compared.folder), "rows": rows}
-        print(json.dumps({**event, "remarks": compared.remarks()}))  # noqa: T201
+        event = {
+            "event": "comparison",
+            "folder": str(compared.folder),
+            "report": str(files.report),
+            "rows": rows,
+            "remarks": compared.remarks(),
+        }
+        print(json.dumps(event))  # noqa: T201
         return
     console = make_console(quiet=quiet)
-    console.print(comparison_table(compared.rows, title=title))
+    console.print(comparison_table(compared.rows, title=comparison_title(compared)))
     shots = shot_table(compared.rows)
     if shots is not None:
         console.print(shots)
@@ -262,8 +261,9 @@ def show_comparison(
         for label in compared.facts:
             note = f"  {compared.names[label]}: {compared.settings_note(label)}"
             console.print(printable(note), soft_wrap=True)
-    names = ", ".join(path.name for path in files if path is not None)
+    names = ", ".join(path.name for path in files if path not in (None, files.report))
     console.print(f"Runs, {names} are in {printable(str(compared.folder))}.", soft_wrap=True)
+    console.print(f"Report: {printable(str(files.report))}", soft_wrap=True)
 
 
 class CompareAudience:

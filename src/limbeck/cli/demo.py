@@ -1,4 +1,4 @@
-"""``demo``: the comparison of :mod:`limbeck.recipes.demo`, and an honest table of it."""
+"""``demo``: the comparison of :mod:`limbeck.recipes.demo`, an honest table, and its report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from limbeck.cli.compare import CompareAudience, show_comparison
 from limbeck.cli.terminal import make_console
 from limbeck.engine.loop import InterruptedRun
-from limbeck.recipes.demo import NUM_LABELS, TASK, demo_comparison
+from limbeck.recipes.demo import TASK, demo_comparison
 from limbeck.reports.compared import read_comparison
 from limbeck.runs.comparison import ComparisonFolder
 from limbeck.runs.orchestrate import compare
@@ -29,6 +29,5 @@ def run_demo(out: Path, *, quiet: bool) -> None:
     except InterruptedRun as stop:
         stop.args = (f"{stop}; continue with: limbeck demo --out {shlex.quote(str(out))}",)
         raise
-    title = f"Digits with {NUM_LABELS} labels: test accuracy after the last epoch"
-    show_comparison(read_comparison(out), quiet=quiet, as_json=False, title=title)
+    show_comparison(read_comparison(out), quiet=quiet, as_json=False)
     console.print(f"{time.monotonic() - start:.0f} s in all.")

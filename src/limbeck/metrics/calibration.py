@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import softmax
 
@@ -17,7 +17,13 @@ from limbeck.metrics.arrays import as_labelled
 from limbeck.metrics.info import METRICS
 from limbeck.metrics.scores import correct
 
-__all__ = ["TemperatureFit", "expected_calibration_error", "fit_temperature"]
+__all__ = [
+    "Reliability",
+    "TemperatureFit",
+    "expected_calibration_error",
+    "fit_temperature",
+    "reliability",
+]
 
 
 def expected_calibration_error(logits: ArrayLike, label: ArrayLike, *, num_bins: int = 15) -> float:
@@ -49,6 +55,51 @@ def expected_calibration_error(logits: ArrayLike, label: ArrayLike, *, num_bins:
         >>> expected_calibration_error([[0.0, 0.0], [0.0, 0.0]], [0, 1])  # half sure, half right
         0.0
     """
+    found = reliability(logits, label, num_bins=num_bins)
+    # n_m |acc_m - conf_m| is the absolute difference of the sums in the bin.
+    gaps = np.abs(found.num_correct - found.summed_confidence)
+    return float(gaps.sum() / found.num_images.sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """Confidence and accuracy in bins of equal width, closed on the right; sums, which add up.
+
+    Attributes:
+        num_images: ``(M,)``, in each bin.
+        num_correct: ``(M,)``, of these.
+        summed_confidence: ``(M,)``, their highest class probabilities.
+    """
+
+    num_images: NDArray[np.int64]
+    num_correct: NDArray[np.int64]
+    summed_confidence: NDArray[np.float64]
+
+
+def reliability(logits: ArrayLike, label: ArrayLike, *, num_bins: int = 15) -> Reliability:
+    """What a reliability diagram shows: see :func:`expected_calibration_error` for the bins.
+
+    Args:
+        logits: ``(N, K)``, raw.
+        label: ``(N,)``, in ``[0, K)``.
+        num_bins: M, ``>= 1``.
+
+    Returns:
+        Images, hits and confidence of each bin; accuracy is the second by the first.
+
+    Raises:
+        ShapeError, NonFiniteError, DataError: as
+            :func:`~limbeck.metrics.arrays.as_labelled`.
+        ValueError: if there is no bin.
+
+    Source:
+        DeGroot, Fienberg, "The Comparison and Evaluation of Forecasters", The Statistician
+        32(1), 1983; Guo et al. 2017, section 2.
+
+    Example:
+        >>> reliability([[0.0, 0.0], [0.0, 0.0]], [0, 1], num_bins=2).num_correct.tolist()
+        [1, 0]
+    """
     if num_bins < 1:
         raise ValueError(f"num_bins must be at least 1, got {num_bins}")
     scores, classes = as_labelled(logits, label)
@@ -56,9 +107,14 @@ def expected_calibration_error(logits: ArrayLike, label: ArrayLike, *, num_bins:
     # Inner edges alone: rounding may take a confidence a hair above 1.
     edges = np.arange(1, num_bins) / num_bins
     bin_of_image = np.searchsorted(edges, confidence, side="left")
-    # n_m |acc_m - conf_m| is the absolute sum of the differences in the bin.
-    gaps = np.bincount(bin_of_image, weights=correct(scores, classes) - confidence)
-    return float(np.abs(gaps).sum() / len(confidence))
+    hits = bin_of_image[correct(scores, classes)]
+    summed = np.zeros(num_bins)
+    np.add.at(summed, bin_of_image, confidence)
+    return Reliability(
+        num_images=np.bincount(bin_of_image, minlength=num_bins),
+        num_correct=np.bincount(hits, minlength=num_bins),
+        summed_confidence=summed,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -156,6 +156,19 @@ class Compared:
         return self.settings.seeds
 
     @property
+    def student(self) -> str:
+        """The network that is taught."""
+        return str((self.settings.shared.get("student") or {}).get("name", "the student"))
+
+    @property
+    def task(self) -> str:
+        """The data in a few words."""
+        data = self.settings.shared.get("data") or {}
+        labels = data.get("num_labels")
+        few = "" if labels is None else f" with {labels} labels"
+        return f"{data.get('dataset', 'these data')}{few}"
+
+    @property
     def num_missing(self) -> int:
         """Runs that are neither finished nor failed."""
         there = [self.records[label].keys() | self.failures[label].keys() for label in self.facts]
@@ -197,7 +210,8 @@ class Compared:
             for seed, failure in failed.items():
                 found.append(f"{self.names[label]}, seed {seed}, failed: {failure.reason}")
         if self.num_missing:
-            found.append(f"{self.num_missing} runs are still missing.")
+            verb = "run is" if self.num_missing == 1 else "runs are"
+            found.append(f"{self.num_missing} {verb} still missing.")
         if len(self.looks) > 1:
             counts = ", then ".join(map(str, self.looks))
             found.append(

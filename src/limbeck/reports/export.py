@@ -20,6 +20,7 @@ from limbeck.reports.table import printable
 
 __all__ = [
     "MACHINE_COLUMNS",
+    "comparison_cells",
     "comparison_csv",
     "comparison_markdown",
     "runs_csv",
@@ -34,12 +35,14 @@ MACHINE_COLUMNS: Final = frozenset(
         "mean_seconds",
         "mean_teacher_seconds",
         "mean_inference_images_per_second",
+        "mean_step_over_floor",
         "max_peak_memory_bytes",
         "tuning_seconds",
         "seconds",
         "teacher_seconds",
         "images_per_second",
         "inference_images_per_second",
+        "step_over_floor",
         "peak_memory_bytes",
     }
 )
@@ -77,6 +80,13 @@ def comparison_csv(rows: Sequence[ComparisonRow], *, compared: Compared | None =
     Returns:
         The file's text, with a heading line.
     """
+    return _text(comparison_cells(rows, compared=compared))
+
+
+def comparison_cells(
+    rows: Sequence[ComparisonRow], *, compared: Compared | None = None
+) -> list[dict[str, Any]]:
+    """The lines of :func:`comparison_csv`: column to value, None where there is none."""
     seeds = sorted({seed for row in rows for seed in row.last})
     lines = []
     for row in rows:
@@ -88,7 +98,7 @@ def comparison_csv(rows: Sequence[ComparisonRow], *, compared: Compared | None =
             facts = compared.facts[label]
             told = _told(compared, label, compared.names[label], facts.role)
             lines.append(told | blank | {"num_seeds": 0})
-    return _text(lines)
+    return lines
 
 
 def runs_csv(compared: Compared) -> str:
@@ -240,6 +250,7 @@ def _row_cells(row: ComparisonRow, seeds: Iterable[int]) -> Cells:
         "mean_inference_images_per_second": _over(
             runs, lambda run: run.inference_images_per_second, statistics.fmean
         ),
+        "mean_step_over_floor": _over(runs, lambda run: run.step_over_floor, statistics.fmean),
         "max_peak_memory_bytes": _over(runs, lambda run: run.peak_memory_bytes, max),
     }
     return cells | {f"test_top1_seed_{seed}": row.last.get(seed) for seed in seeds}
@@ -293,6 +304,7 @@ def _run_cells(run: RunRecord) -> Cells:
         "teacher_seconds": run.teacher_seconds,
         "images_per_second": run.images_per_second,
         "inference_images_per_second": run.inference_images_per_second,
+        "step_over_floor": run.step_over_floor,
         "peak_memory_bytes": run.peak_memory_bytes,
         "data_hash": run.data_hash,
         "teacher_hash": run.teacher_hash,

@@ -61,6 +61,9 @@ class RunRecord:
         peak_memory_bytes: the most that training had in use.
         deployed_bytes: of the deployed weights.
         inference_images_per_second: through what is deployed, on the run's device.
+        floor_images_per_second: of the teacher's forward and a bare student step alone.
+        split_sizes: images of each split.
+        student_hash: of the deployed weights.
     """
 
     folder: Path
@@ -90,6 +93,20 @@ class RunRecord:
     peak_memory_bytes: NonNegativeInt | None = None
     deployed_bytes: NonNegativeInt | None = None
     inference_images_per_second: Amount | None = None
+    floor_images_per_second: Amount | None = None
+    split_sizes: dict[str, NonNegativeInt] = field(default_factory=dict)
+    student_hash: str = ""
+
+    @property
+    def step_over_floor(self) -> float | None:
+        """Time of a training step over that of its floor; None where one was not measured.
+
+        Below 1 where a stage of the method stops early or does without the teacher, or the
+        networks were compiled.
+        """
+        if not self.images_per_second or self.floor_images_per_second is None:
+            return None
+        return self.floor_images_per_second / self.images_per_second
 
 
 _RECORD = TypeAdapter(RunRecord)

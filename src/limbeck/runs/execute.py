@@ -35,7 +35,12 @@ from limbeck.runs.caching import check_cache, open_teacher
 from limbeck.runs.config import RunConfig
 from limbeck.runs.embedding import judge_embeddings
 from limbeck.runs.folder import RunFolder, describe_environment
-from limbeck.runs.measure import PeakMemory, deployed_bytes, images_per_second
+from limbeck.runs.measure import (
+    PeakMemory,
+    deployed_bytes,
+    floor_images_per_second,
+    images_per_second,
+)
 from limbeck.runs.networks import NamedNetwork, StudentCard, build_student
 from limbeck.runs.predictions import judge_answers, write_predictions
 from limbeck.runs.prepared import keep_buffers, prepared_path, recall_buffers
@@ -738,6 +743,7 @@ class _Session:
         peak_memory = self._peak_memory()  # before anything is measured that training did not do
         embedding = self._judge_embedding(networks["last"])
         speed = self._speed(deployed)
+        floor = self._floor()
         scores, faults = judge_answers(
             answers.get("test"), answers.get("val"), data.label_counts().tolist()
         )
@@ -783,6 +789,8 @@ class _Session:
             deployed_bytes=deployed_bytes(deployed),
             inference_images_per_second=round(speed, 1),
             embedding=embedding,
+            floor_images_per_second=None if floor is None else round(floor, 1),
+            split_sizes={name: len(source) for name, source in data.splits.items()},
         )
         if self.world.is_main:
             weights = (last_weights, None if best is None else best.weights)
@@ -859,6 +867,31 @@ class _Session:
         student = NamedNetwork(deployed, student.normalization, student.name)
         network = student.answering(self.device).eval()
         return images_per_second(network, self.parts.data.image_shape, config=self.config.train)
+
+    def _floor(self) -> float | None:
+        """Training images a second of teacher and bare student, over all processes.
+
+        Without the teacher where its answers come from a cache.
+        """
+        try:
+            student = copy.deepcopy(self.parts.student.network).train()
+            for name, parameter in student.named_parameters():
+                parameter.requires_grad_(self.trainable[name])
+            named = dataclasses.replace(self.parts.student, network=student)
+            teacher = self.parts.teacher
+            floor = floor_images_per_second(
+                named.answering(self.device),
+                teacher.answering(self.device).eval()
+                if isinstance(teacher, NamedNetwork)
+                else None,
+                self.parts.data.image_shape,
+                optim=self.config.optim,
+                config=self.config.train,
+            )
+        except torch.OutOfMemoryError:  # the run is done, and must not end for this
+            self.note("no room to measure the floor of a training step beside what is there")
+            return None
+        return floor * self.world.size
 
     def _write(
         self,

@@ -64,6 +64,10 @@ class RunSummary(Settings):
         embedding: of a student that was taught one, "last", beside the same "before" training and
             the "teacher": split to "linear_top1" and "knn_top1"; see
             :mod:`limbeck.metrics.embedding`.
+        floor_images_per_second: what ``images_per_second`` would be without all that the method
+            and this library add, measured after training in the same process; see
+            :func:`~limbeck.runs.measure.floor_images_per_second`. None without room for it.
+        split_sizes: images of each split.
     """
 
     version: str
@@ -93,6 +97,8 @@ class RunSummary(Settings):
     teacher_cache: str | None = None
     inference_images_per_second: float | None = None
     embedding: dict[str, dict[str, dict[str, float]]] = Field({})
+    floor_images_per_second: float | None = None
+    split_sizes: dict[str, int] = Field({})
 
 
 def read_summary(folder: str | Path) -> RunSummary:

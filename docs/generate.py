@@ -1,4 +1,6 @@
-"""Write docs/methods: a page for each method and an index, from what the code says of itself.
+"""Write docs/methods and docs/models.md from what the code says of itself.
+
+docs/methods has a page for each method and an index; docs/models.md the networks with their counts.
 
     make docs        # or: python docs/generate.py
 
@@ -19,13 +21,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from limbeck.cli.methods import method_facts
+from limbeck.features import FeatureTap
 from limbeck.methods import METHODS
+from limbeck.models import MODELS, create_model, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "methods"
 GOLDEN = ROOT / "tests" / "golden" / "methods.json"
 RESULTS = ROOT / "results"
+NETWORKS = ROOT / "docs" / "models.md"
 
 _FAMILIES = {
     "output": "Knowledge in outputs",
@@ -185,8 +192,38 @@ def read_results(folder: Path) -> dict[str, list[dict[str, str]]]:
     return found
 
 
+def models_page() -> str:
+    """Every network of the zoo: exact counts and what its stages give."""
+    rows = []
+    for name in MODELS:
+        digits = name.startswith("digits")
+        shape, classes = ((1, 8, 8), 10) if digits else ((3, 32, 32), 100)
+        if name.endswith("_cifar10"):
+            classes = 10
+        network = create_model(name, num_classes=classes, in_chans=shape[0], seed=0).eval()
+        found = summarise(network, shape)
+        with torch.no_grad(), FeatureTap(network, ["stage*", "penultimate"]) as tap:
+            features = tap(torch.zeros(1, *shape)).features
+        width = features.pop("penultimate").shape[1]
+        stages = [" x ".join(map(str, feature.shape[1:])) for feature in features.values()]
+        numbers = (classes, found.num_parameters, found.num_macs)
+        rows.append([f"`{name}`", *(f"{n:,}" for n in numbers), ", ".join(stages), str(width)])
+    heading = ["network", "classes", "parameters", "multiply-adds", "stages", "pooled width"]
+    lines = [
+        "# Networks",
+        "",
+        "Made from the code by `make docs`; `tests/contract/test_models.py` compares these counts",
+        "with the published ones. For one image of 3 x 32 x 32, of the digits networks 1 x 8 x 8.",
+        "Multiply-adds are those of convolutions and linear layers. `limbeck inspect NAME` shows",
+        "every layer; `timm/NAME`, `torchvision/NAME` and files of your own work alike.",
+        "",
+        *_table(heading, rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Replace what is in docs/methods."""
+    """Replace what is in docs/methods, and docs/models.md."""
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     texts = pages(golden, read_results(RESULTS))
     PAGES.mkdir(exist_ok=True)
@@ -194,6 +231,7 @@ def main() -> None:
         (PAGES / stale).unlink()
     for name, text in texts.items():
         (PAGES / name).write_text(text, encoding="utf-8", newline="\n")
+    NETWORKS.write_text(models_page(), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

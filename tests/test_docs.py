@@ -38,6 +38,14 @@ def test_the_pages_in_the_repository_are_those_of_the_code(docs, fresh):
     assert [name for name in fresh if there[name] != fresh[name]] == []
 
 
+def test_the_table_of_networks_is_that_of_the_code_and_has_the_published_counts(docs):
+    """Counts: RepDistiller's and mdistiller's networks."""
+    there = docs.NETWORKS.read_text("utf-8")
+    assert there == docs.models_page()
+    assert "| `resnet8x4` | 100 | 1,233,540 | 177,071,104 | " in there
+    assert "| `resnet20` | 100 | 278,324 | " in there
+
+
 def test_every_method_has_its_page_and_the_index_links_to_it(fresh):
     assert fresh.keys() == {"README.md", *(f"{name}.md" for name in METHODS)}
     linked = re.findall(r"\]\((\w+)\.md\)", fresh["README.md"])

@@ -15,6 +15,7 @@ from limbeck.core.types import Batch, LossTerms, Progress
 from limbeck.engine.learner import NO_TEACHER
 from limbeck.engine.probe import build_learner, freeze_idle
 from limbeck.methods import METHODS, find_method
+from limbeck.methods.combine import Combination
 from limbeck.models.digits_cnn import digits_cnn, digits_cnn_tiny
 from limbeck.teacher import Teacher, state_hash
 
@@ -220,12 +221,15 @@ ONE_LABEL = {"CRD", "DKD", "WKDLogit"}  # which read a label beside the cross-en
 
 def test_mixed_images_are_taken_with_both_their_labels_or_refused(world):
     """Where they are taken, it does not matter which label is called the other."""
-    name = world.stage.method.__name__
-    assert world.stage.method.takes_mixed is (name not in ONE_LABEL)
+    method = world.learner.method
+    name = type(method).__name__
+    parts = method.methods.values() if isinstance(method, Combination) else [method]
+    refused = any(type(part).__name__ in ONE_LABEL for part in parts)
+    assert method.takes_mixed is not refused
     share = torch.linspace(0, 1, 8)
     other = world.batch.label.roll(1)
     mixed = dataclasses.replace(world.batch, other_label=other, label_share=share)
-    if name in ONE_LABEL:
+    if refused:
         with pytest.raises(SettingsError, match=f"{name}' takes one label an image"):
             world.terms(mixed)
         return

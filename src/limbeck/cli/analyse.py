@@ -16,6 +16,7 @@ from limbeck.analysis.base import Case, Experiment, Subject, examine
 from limbeck.analysis.files import is_finished, write_finding
 from limbeck.cli.terminal import make_console, printable, printable_lines
 from limbeck.core.errors import DataError, RunFolderError, UnknownNameError
+from limbeck.core.sources import source_hash
 from limbeck.data import build_data
 from limbeck.engine.distributed import pick_device
 from limbeck.runs.compare import BASELINE
@@ -203,7 +204,7 @@ def _open_case(
         "teacher": summary.teacher_hash,
         "images": images.fingerprint(),
         "quick": quick,
-        "code": sources_hash(),
+        "code": [sources_hash(), source_hash("limbeck.analysis")],
     }
     return case, facts
 

@@ -98,6 +98,7 @@ class Combination(Method[CombinationConfig]):
     def __init__(self, config: CombinationConfig, *, methods: Mapping[str, Method[Any]]) -> None:
         super().__init__(config)
         self.methods = nn.ModuleDict(methods)
+        self.takes_mixed = all(method.takes_mixed for method in methods.values())
         self.buffers_kept_equal = tuple(
             f"methods.{name}.{buffer}"
             for name, method in methods.items()

@@ -156,6 +156,8 @@ class Foundation(Method[FoundationConfig]):
             as ``pooled_deviation``, ``tokens_mean`` and ``tokens_deviation`` are.
     """
 
+    takes_mixed = True
+
     def __init__(self, config: FoundationConfig, *, projections: dict[str, Adapter]) -> None:
         super().__init__(config)
         self.projections = nn.ModuleDict(projections)

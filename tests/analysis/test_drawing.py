@@ -1,0 +1,53 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from limbeck.analysis.drawing import panels_png
+
+
+def drawn(png):
+    assert png.startswith(b"\x89PNG")
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def draw(panel, **options):
+    names = {"row_names": ["row"], "column_names": ["column"]}
+    return drawn(panels_png([[panel]], **names, **options))
+
+
+def test_a_table_grows_with_its_panels():
+    panel = np.zeros((4, 4))
+    one = draw(panel)
+    six = drawn(panels_png([[panel] * 3] * 2, row_names=["a", "b"], column_names=["x", "y", "z"]))
+    assert six.shape[0] > 1.5 * one.shape[0]
+    assert six.shape[1] > 1.7 * one.shape[1]
+
+
+def test_classes_have_colours_of_their_own_and_more_than_twelve_begin_again():
+    first, second, again = (draw(np.full((4, 4), k), classes=True) for k in (1, 2, 13))
+    assert (first != second).any()
+    assert (first == again).all()
+
+
+def test_grey_and_colour_panels_show_their_pixels():
+    white, black = draw(np.ones((4, 4))), draw(np.zeros((4, 4)))
+    assert white.mean() > black.mean() + 20
+    red = draw(np.broadcast_to(np.array([1.0, 0, 0]), (4, 4, 3)))
+    assert red[..., 0].mean() > red[..., 1].mean() + 20
+
+
+def test_marks_are_drawn_where_they_lie():
+    panel = np.full((10, 10), 0.5)
+    plain = draw(panel)
+    left = draw(panel, marks=[np.array([[1.0, 5.0]])])
+    right = draw(panel, marks=[np.array([[8.0, 5.0]])])
+    changes = [np.abs(image.astype(int) - plain).sum(axis=(0, 2)) for image in (left, right)]
+    assert changes[0].argmax() < changes[1].argmax()
+
+
+@pytest.mark.parametrize("name", ["$x_1$", "<b>", "名前", "line\nbreak"])
+def test_any_text_is_a_name(name):
+    drawn(panels_png([[np.zeros((2, 2))]], row_names=[name], column_names=[name]))

@@ -6,8 +6,8 @@ from limbeck import __version__
 
 COMMANDS = [
     "demo", "train", "distill", "cache", "compare", "report",
-    "runs", "curves", "resume", "eval", "predict", "inspect", "analyse",
-    "convert", "methods", "recipes", "reproduce", "results", "doctor",
+    "runs", "curves", "resume", "eval", "predict", "inspect",
+    "convert", "methods", "recipes", "reproduce", "results", "analyse", "doctor",
 ]  # fmt: skip
 
 

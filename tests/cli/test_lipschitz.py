@@ -115,7 +115,7 @@ def test_a_teacher_that_is_gone_leaves_the_student(limbeck, runs, tmp_path):
         (["--lipschitz", "resnot20", "--dataset", "digits"], "did you mean 'resnet20'"),
         (["--lipschitz", "resnet20", "--dataset", "cifar100"], "needs data_dir"),
         (["--lipschitz", "digits_cnn", "--num-classes", "3"], "leave out --num-classes"),
-        (["digits_cnn", "--split", "val"], "add --lipschitz, or leave them out"),
+        (["digits_cnn", "--split", "val"], "add --lipschitz or --cka, or leave them out"),
     ],
 )
 def test_what_does_not_go_together_is_named(limbeck, arguments, message):

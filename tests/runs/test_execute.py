@@ -1265,13 +1265,13 @@ from limbeck.runs.execute import execute, prepare_parts
 
 out = Path(sys.argv[1])
 typed = sys.argv[2:]
-run = StageLoop.run
+asking = StageLoop.asking
 
 def watched(self):
-    run(self)
+    yield from asking(self)
     found[self.name] = {k: v.clone() for k, v in self.learner.state_dict().items()}
 
-StageLoop.run = watched
+StageLoop.asking = watched
 for name, settings in json.loads((out / "settings.json").read_text()).items():
     found = {}
     config = RunConfig.read(settings)

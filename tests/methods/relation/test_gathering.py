@@ -91,7 +91,7 @@ for name in NAMES:
     local = build(name, False)(slice(rank * half, (rank + 1) * half)).detach()
     dist.all_reduce(local)
     assert abs(local / 2 - whole.detach()) > 1e-6, name + " compares images of one process alone"
-    sys.stdout.write(f"{name} agrees\n")  # at once, so that two processes do not mix
+    sys.stdout.write(f"{name} agrees\\n")  # at once, so that two processes do not mix
     sys.stdout.flush()
 dist.destroy_process_group()
 '''

@@ -19,6 +19,7 @@ def test_costs_are_those_of_the_runs(evidence):
     assert cell(table, "kd", "parameters").text == "1,702"
     assert cell(table, "kd", "size, KiB").text == "6.9"
     assert cell(table, "kd", "step over floor").value == pytest.approx(12000 / 9000)
+    assert cell(table, "kd", "step over floor").text == "1.33 ± 0.00"
     assert cell(table, "kd", "peak memory, MiB").text == "102"
 
 

@@ -118,6 +118,7 @@ def test_every_row_has_its_statistics_costs_and_scores(write_compared):
     assert int(kd["max_peak_memory_bytes"]) == 1000
     assert float(kd["mean_teacher_seconds"]) == 0.5
     assert float(kd["mean_step_over_floor"]) == 2
+    assert float(kd["sd_step_over_floor"]) == 0
 
 
 def test_tuning_is_told_with_its_trials_space_and_cost(write_compared):

@@ -83,7 +83,8 @@ class SlowStudent(Slow):
 def test_the_floor_is_the_teachers_forward_and_the_students_step(monkeypatch, taught):
     clock = Clock()
     monkeypatch.setattr("limbeck.runs.measure.time", clock)
-    student = SlowStudent(clock, lambda number: 0.25)
+    # Something else holds up most passes: the quickest is the floor.
+    student = SlowStudent(clock, lambda number: 0.25 if number % 5 == 4 else 3.0)
     teacher = Slow(clock, lambda number: 0.5)
     before = student.layer.weight.detach().clone()
 

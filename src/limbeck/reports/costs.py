@@ -120,13 +120,14 @@ def _cost_table(evidence: Evidence) -> Table:
         Column(
             title="step over floor",
             source="mean_step_over_floor",
-            note="1 is the least a step can take",
+            note="1 is the least; ± sd over runs",
         ),
         Column(title="peak memory, MiB", source="max_peak_memory_bytes", note="most of any run"),
     )
     rows = []
     for label in evidence.rows:
         cells = evidence.cells[label]
+        deviation = cells["sd_step_over_floor"]
 
         def number(source: str, decimals: int = 0, scale: float = 1) -> Cell:
             value = cells[source]  # noqa: B023  (called before the loop goes on)
@@ -142,16 +143,21 @@ def _cost_table(evidence: Evidence) -> Table:
                 number("mean_inference_images_per_second"),
                 number("mean_seconds", 1),
                 number("mean_teacher_seconds", 1),
-                number("mean_step_over_floor", 2),
+                Cell(
+                    text=amount(cells["mean_step_over_floor"], 2)
+                    + ("" if deviation is None else f" ± {amount(deviation, 2)}"),
+                    value=cells["mean_step_over_floor"],
+                ),
                 number("max_peak_memory_bytes", 0, 1 / _MIB),
             )
         )
     return Table(
         caption=(
             "Costs, means over the runs of a row. The floor of a training step is the teacher's "
-            "forward pass and a bare step of the student on one batch, measured after training in "
-            "the same process; a method whose stage stops early can be below it. On a CPU, memory "
-            "is that of the whole process, with Python and torch in it."
+            "forward pass and a bare step of the student, the quickest of some on one batch after "
+            "training, in the same process; a run that other programs hold up is farther above it, "
+            "one whose stages stop early can be below. On a CPU, memory is that of the whole "
+            "process, with Python and torch in it."
         ),
         columns=columns,
         rows=tuple(rows),

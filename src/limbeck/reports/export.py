@@ -36,6 +36,7 @@ MACHINE_COLUMNS: Final = frozenset(
         "mean_teacher_seconds",
         "mean_inference_images_per_second",
         "mean_step_over_floor",
+        "sd_step_over_floor",
         "max_peak_memory_bytes",
         "tuning_seconds",
         "seconds",
@@ -251,6 +252,11 @@ def _row_cells(row: ComparisonRow, seeds: Iterable[int]) -> Cells:
             runs, lambda run: run.inference_images_per_second, statistics.fmean
         ),
         "mean_step_over_floor": _over(runs, lambda run: run.step_over_floor, statistics.fmean),
+        "sd_step_over_floor": _over(
+            runs,
+            lambda run: run.step_over_floor,
+            lambda values: statistics.stdev(values) if len(values) > 1 else None,
+        ),
         "max_peak_memory_bytes": _over(runs, lambda run: run.peak_memory_bytes, max),
     }
     return cells | {f"test_top1_seed_{seed}": row.last.get(seed) for seed in seeds}
@@ -272,7 +278,7 @@ def _difference_cells(prefix: str, found: PairedDifference | None) -> Cells:
 def _over(
     runs: Sequence[RunRecord],
     value: Callable[[RunRecord], float | None],
-    joined: Callable[[list[float]], float],
+    joined: Callable[[list[float]], float | None],
 ) -> float | None:
     numbers = [number for run in runs if (number := value(run)) is not None]
     return joined(numbers) if numbers else None

@@ -36,14 +36,13 @@ from limbeck.core.types import Batch, LossTerms, Outputs, Progress
 from limbeck.features import FeatureTap
 from limbeck.functional.hints import hint_loss
 from limbeck.functional.norms import BatchNorm2d
-from limbeck.functional.precision import widened
 from limbeck.methods.adapters import Layout, LayoutConfig, find_layout
 from limbeck.methods.base import Method, MethodConfig, Needs, Probe
+from limbeck.methods.heads import classifier_misfit
 
 __all__ = ["ReusedClassifier", "ReusedClassifierConfig", "SimKD", "SimKDConfig"]
 
 _LAST, _PENULTIMATE = "last", "penultimate"
-_AGREEMENT = 1e-3  # of the largest score, between the teacher's scores and those found
 
 
 class SimKDConfig(MethodConfig):
@@ -294,7 +293,7 @@ def _teacher_layer(config: SimKDConfig, probe: Probe) -> tuple[str, Layout]:
                 raise
             reasons.append(str(error))
             continue
-        apart = _apart(layout.as_vector(feature), probe.teacher)
+        apart = classifier_misfit(layout.as_vector(feature), probe.teacher)
         if apart is None:
             return layer, layout
         reasons.append(f"layer {layer!r} {tuple(feature.shape)} {apart}")
@@ -303,15 +302,3 @@ def _teacher_layer(config: SimKDConfig, probe: Probe) -> tuple[str, Layout]:
         f"teacher's layer over its places; {'; '.join(reasons)}. Name the layer just before the "
         "teacher's pooling (method.teacher_layer), or 'penultimate'"
     )
-
-
-def _apart(vector: Tensor, teacher: Outputs) -> str | None:
-    """How the classifier on this vector misses the teacher's scores; None if it does not."""
-    classifier = teacher.classifier
-    assert classifier is not None
-    if vector.shape[1] != classifier.weight.shape[1]:
-        return f"has {vector.shape[1]} channels, and it takes {classifier.weight.shape[1]}"
-    found = F.linear(widened(vector), classifier.weight, classifier.bias)
-    difference = (found - teacher.logits).abs().max().item()
-    allowed = _AGREEMENT * max(1.0, teacher.logits.abs().max().item())
-    return None if difference <= allowed else f"gives scores that are off by {difference:.3g}"

@@ -1,13 +1,15 @@
 import dataclasses
+import math
 
 import pytest
 import torch
 from torch import nn
 
-from limbeck.core.errors import TeacherChangedError
+from limbeck.core.errors import ModelError, TeacherChangedError
 from limbeck.core.normalization import Normalization
 from limbeck.core.types import Batch
-from limbeck.teacher import Teacher, state_hash
+from limbeck.losses import kd_loss
+from limbeck.teacher import Teacher, TeacherEnsemble, state_hash
 
 
 @pytest.fixture
@@ -92,3 +94,106 @@ def test_equal_states_have_equal_hashes_and_different_dtypes_do_not(network):
     assert state_hash(network) == state_hash(network.to(memory_format=torch.channels_last))
     before = state_hash(network)
     assert state_hash(network.double()) != before
+
+
+# -- several -----------------------------------------------------------------------------------
+
+
+def other(num_classes=4):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Flatten(), nn.Linear(25, 9), nn.ReLU(), nn.Linear(9, num_classes))
+
+
+@pytest.fixture
+def ensemble(network):
+    """Two of different shapes, normalisation, layers and class maps."""
+    return TeacherEnsemble(
+        [
+            Teacher(network, layers=["0"], classifier=True),
+            Teacher(
+                other(6),
+                normalization=Normalization(mean=(0.4,), std=(0.2,)),
+                layers=["penultimate"],
+                classes=[5, 0, 2, 1],
+            ),
+        ]
+    )
+
+
+def test_several_answer_by_the_log_of_their_mean_probability(ensemble):
+    outputs = ensemble(IMAGE)
+    first, second = (teacher(IMAGE).logits.softmax(dim=1) for teacher in ensemble.teachers)
+    torch.testing.assert_close(outputs.logits.exp(), (first + second) / 2)
+    torch.testing.assert_close(outputs.logits.exp().sum(dim=1), torch.ones(6))
+
+
+def test_each_of_several_answers_as_it_does_alone(ensemble):
+    outputs = ensemble(IMAGE)
+    for member, teacher in zip(outputs.members, ensemble.teachers, strict=True):
+        alone = teacher(IMAGE)
+        assert torch.equal(member.logits, alone.logits)
+        assert member.features.keys() == alone.features.keys()
+        for name, feature in alone.features.items():
+            assert torch.equal(member.features[name], feature)
+    assert outputs.members[0].features["0"].shape == (6, 2, 3, 3)
+    assert outputs.members[0].classifier is not None
+    assert outputs.members[1].features["penultimate"].shape == (6, 9)
+    assert outputs.features == {}
+
+
+def test_several_answer_for_further_views_too(ensemble):
+    outputs = ensemble(IMAGE, {"strong": IMAGE.flip(3)})
+    strong = outputs.views["strong"]
+    torch.testing.assert_close(strong.logits, ensemble(IMAGE.flip(3)).logits)
+    assert len(strong.members) == 2
+
+
+def test_no_call_of_a_parent_moves_any_of_several(ensemble):
+    before = state_hash(ensemble)
+    parent = nn.ModuleList([ensemble])
+    parent.train()
+    parent.requires_grad_(True)
+    outputs = ensemble(IMAGE)
+    assert not outputs.logits.requires_grad
+    assert not any(member.logits.requires_grad for member in outputs.members)
+    assert not any(part.training for part in ensemble.modules())
+    assert state_hash(ensemble) == before
+
+
+def test_one_alone_makes_an_ensemble_that_says_the_same(network):
+    teacher = Teacher(network)
+    logits = TeacherEnsemble([teacher])(IMAGE).logits
+    torch.testing.assert_close(logits, teacher(IMAGE).logits.log_softmax(dim=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_several_that_are_certain_of_different_classes_have_finite_logits(dtype):
+    class Certain(nn.Module):
+        def __init__(self, label):
+            super().__init__()
+            self.label = label
+
+        def forward(self, image):
+            label = torch.full((len(image),), self.label)
+            return (200 * nn.functional.one_hot(label, 3)).to(dtype)
+
+    outputs = TeacherEnsemble([Teacher(Certain(0)), Teacher(Certain(1))])(IMAGE)
+    assert outputs.logits.dtype == torch.float32
+    half = math.log(0.5)
+    torch.testing.assert_close(outputs.logits[0], torch.tensor([half, half, -200.0]))
+    student = torch.zeros(6, 3, requires_grad=True)
+    loss = kd_loss(student, outputs.logits, temperature=1)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(student.grad).all()
+
+
+def test_several_of_different_classes_are_refused_with_their_numbers(network):
+    with pytest.raises(ModelError, match="they give 4, 7 logits"):
+        TeacherEnsemble([Teacher(network), Teacher(other(7))])(IMAGE)
+
+
+def test_none_at_all_is_refused():
+    with pytest.raises(ModelError, match="one teacher at least; got none"):
+        TeacherEnsemble([])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from limbeck.runs.config import RunConfig
     from limbeck.runs.distill import distill
     from limbeck.runs.summary import RunSummary
-    from limbeck.teacher import Teacher
+    from limbeck.teacher import Teacher, TeacherEnsemble
 
 __all__ = [
     "FeatureTap",
@@ -25,6 +25,7 @@ __all__ = [
     "RunConfig",
     "RunSummary",
     "Teacher",
+    "TeacherEnsemble",
     "__version__",
     "create_model",
     "distill",
@@ -36,6 +37,7 @@ _HOMES = {
     "RunConfig": "limbeck.runs.config",
     "RunSummary": "limbeck.runs.summary",
     "Teacher": "limbeck.teacher",
+    "TeacherEnsemble": "limbeck.teacher",
     "create_model": "limbeck.models",
     "distill": "limbeck.runs.distill",
 }

@@ -1,20 +1,21 @@
-"""The teacher, frozen by construction: eval mode, no gradient, its own normalisation."""
+"""Teachers, frozen by construction: eval mode, no gradient, each its own normalisation."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import TeacherChangedError
+from limbeck.core.errors import ModelError, TeacherChangedError
 from limbeck.core.normalization import Normalization
 from limbeck.core.types import Batch, Outputs
 from limbeck.features import ObservedNetwork
 
-__all__ = ["Teacher", "state_hash"]
+__all__ = ["Teacher", "TeacherEnsemble", "state_hash"]
 
 
 class Teacher(nn.Module):
@@ -99,6 +100,75 @@ class Teacher(nn.Module):
                 f"{now[:12]} after. Something wrote into its parameters or buffers; the results "
                 "of this run cannot be trusted"
             )
+
+
+class TeacherEnsemble(nn.Module):
+    r"""Several teachers that answer as one, by their mean probability.
+
+    .. math:: z = \log \frac{1}{K} \sum_k \mathrm{softmax}(z^k)
+
+    It is called like a :class:`Teacher`, and whatever needs the logits of a teacher takes it for
+    one. What each teacher said, its features among it, is in :attr:`Outputs.members`.
+
+    Args:
+        teachers: one at least, of the same classes. Each has its own architecture, normalisation,
+            size, class map and layers.
+
+    Raises:
+        ModelError: if there is no teacher.
+
+    Example:
+        >>> networks = (nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(2))
+        >>> outputs = TeacherEnsemble([Teacher(n) for n in networks])(torch.rand(5, 1, 2, 2))
+        >>> outputs.logits.exp().sum(dim=1).round(decimals=3).tolist(), len(outputs.members)
+        ([1.0, 1.0, 1.0, 1.0, 1.0], 2)
+    """
+
+    def __init__(self, teachers: Sequence[Teacher]) -> None:
+        super().__init__()
+        if not teachers:
+            raise ModelError("an ensemble is of one teacher at least; got none")
+        self.teachers = nn.ModuleList(teachers)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode, as each of the teachers does."""
+        del mode
+        return super().train(False)
+
+    def forward(self, image: Tensor, views: Mapping[str, Tensor] | None = None) -> Outputs:
+        """Outputs for ``(B, C, H, W)`` images in [0, 1], and for their further views.
+
+        Raises:
+            ModelError: if the teachers are of different numbers of classes.
+        """
+        return _together(tuple(teacher(image, views) for teacher in self.teachers))
+
+    def answer(self, batch: Batch, epoch: int) -> Outputs:
+        """Outputs for a batch, in whatever epoch, as :meth:`Teacher.answer`."""
+        return _together(tuple(teacher.answer(batch, epoch) for teacher in self.teachers))
+
+
+def _together(members: tuple[Outputs, ...]) -> Outputs:
+    counts = [member.logits.shape[1] for member in members]
+    if len(set(counts)) > 1:
+        raise ModelError(
+            "teachers that answer together must be of the same classes; they give "
+            f"{', '.join(map(str, counts))} logits. Leave out those of other classes, or say which "
+            "of theirs are the data's (class_map)"
+        )
+    # In float32 or wider, whatever autocast made of the scores; and in log space, since a
+    # probability of exp(-200) is no float32.
+    dtype = torch.promote_types(members[0].logits.dtype, torch.float32)
+    log_p = torch.stack([member.logits.log_softmax(dim=1, dtype=dtype) for member in members])
+    return Outputs(
+        log_p.logsumexp(dim=0) - math.log(len(members)),
+        members=members,
+        views={
+            name: _together(tuple(member.views[name] for member in members))
+            for name in members[0].views
+        },
+    )
 
 
 def state_hash(network: nn.Module) -> str:

@@ -9,7 +9,8 @@ from limbeck.core.errors import ModelError
 from limbeck.core.normalization import Normalization
 from limbeck.engine.probe import build_learner, freeze_idle, make_probe
 from limbeck.methods.base import Needs, Stage
-from limbeck.teacher import Teacher
+from limbeck.methods.output.kd import KD, KDConfig
+from limbeck.teacher import Teacher, TeacherEnsemble
 
 
 def build(small, student, teacher, *, seed=0, stop=False, prepare=None):
@@ -144,3 +145,26 @@ def test_batch_norms_before_the_teachers_layers_are_found_where_a_method_asks(sm
     for layer, probe in (("0", probes[0]), ("2:input", probes[1])):
         with pytest.raises(ModelError, match="no batch-norm"):
             probe.batch_norm(layer)
+
+
+def test_a_method_that_reads_one_teachers_layers_is_not_given_several(small, teacher):
+    several = TeacherEnsemble([teacher, Teacher(small.make_network(4, seed=2), layers=["0"])])
+    with pytest.raises(ModelError, match=r"Mimic reads layers of one teacher, and got 2 teachers"):
+        build(small, small.make_network(3, seed=0), several)
+
+
+def test_several_teachers_of_different_classes_are_named(small, teacher):
+    student = small.make_network(3, seed=0)
+    several = TeacherEnsemble([teacher, Teacher(nn.Sequential(nn.Flatten(), nn.Linear(16, 7)))])
+    stage = Stage(name="kd", method=KD, config=KDConfig())
+    with pytest.raises(ModelError, match="they give 4, 7 logits"):
+        build_learner(
+            stage,
+            student,
+            several,
+            small.make_batch(),
+            normalization=Normalization(),
+            num_images=30,
+            num_classes=4,
+            seed=0,
+        )

@@ -29,7 +29,7 @@ from limbeck.engine.recorder import Recorder, RunningMeans
 from limbeck.engine.step import Stepper
 from limbeck.engine.stopwatch import Stopwatch
 from limbeck.features import LogitNetwork
-from limbeck.teacher import Teacher
+from limbeck.teacher import Teacher, TeacherEnsemble
 from limbeck.teacher_cache import CachedTeacher
 
 __all__ = [
@@ -160,7 +160,7 @@ class StageLoop:
     Attributes:
         name: of the stage.
         learner: on ``device``.
-        teacher: on ``device``, or None.
+        teacher: on ``device``, one or several; or None.
         loader: training batches.
         val_batches: makes this rank's validation batches anew, or None.
         normalization: the student's own.
@@ -177,7 +177,7 @@ class StageLoop:
 
     name: str
     learner: Learner
-    teacher: Teacher | CachedTeacher | None
+    teacher: Teacher | TeacherEnsemble | CachedTeacher | None
     loader: Loader
     val_batches: Callable[[], Iterable[Batch]] | None
     normalization: Normalization

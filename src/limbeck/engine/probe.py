@@ -19,8 +19,8 @@ from limbeck.engine.freezing import rest_parts
 from limbeck.engine.learner import NO_TEACHER, Learner
 from limbeck.engine.norms import find_batch_norms
 from limbeck.features import ObservedNetwork
-from limbeck.methods.base import Method, Needs, Probe, Stage
-from limbeck.teacher import Teacher
+from limbeck.methods.base import Method, Needs, Probe, Stage, several_refused
+from limbeck.teacher import Teacher, TeacherEnsemble
 from limbeck.teacher_cache import CachedTeacher
 
 __all__ = ["build_learner", "check_fit", "dry_forward", "freeze_idle", "make_probe"]
@@ -72,7 +72,7 @@ def check_fit(student: Outputs, teacher: Outputs, *, num_classes: int) -> None:
 def build_learner(
     stage: Stage,
     student: nn.Module,
-    teacher: Teacher | CachedTeacher | None,
+    teacher: Teacher | TeacherEnsemble | CachedTeacher | None,
     batch: Batch,
     *,
     normalization: Normalization,
@@ -88,7 +88,7 @@ def build_learner(
     Args:
         stage: method and settings.
         student: on the batch's device.
-        teacher: tapped as the method needs it; None where there is none.
+        teacher: tapped as the method needs it, each of several; None where there is none.
         batch: a few training images, two at least.
         normalization: the student's own.
         num_images: in the training set.
@@ -99,11 +99,15 @@ def build_learner(
         labels: ``(N,)``, of the training images, for methods that need all of them.
 
     Raises:
-        ModelError: if the class counts differ, or the networks cannot take the images.
+        ModelError: if the class counts differ, the networks cannot take the images, or the
+            method reads one teacher's layers and there are several.
     """
+    needs = stage.method.needs(stage.config)
+    if isinstance(teacher, TeacherEnsemble) and needs.one_teacher:
+        raise ModelError(several_refused(stage.method.__name__, len(teacher.teachers)))
     key = keyed_generator(seed, stage.name, "method").initial_seed()
     probe = make_probe(
-        stage.method.needs(stage.config),
+        needs,
         student,
         teacher,
         batch,
@@ -128,7 +132,7 @@ def build_learner(
 def make_probe(
     needs: Needs,
     student: nn.Module,
-    teacher: Teacher | CachedTeacher | None,
+    teacher: Teacher | TeacherEnsemble | CachedTeacher | None,
     batch: Batch,
     *,
     normalization: Normalization,

@@ -32,7 +32,17 @@ __all__ = [
     "Probe",
     "Stage",
     "cross_entropy",
+    "several_refused",
 ]
+
+
+def several_refused(method: str, count: int) -> str:
+    """Why a method that reads one teacher's layers cannot learn from several, and what can."""
+    return (
+        f"{method} reads layers of one teacher, and got {count} teachers, which share no layer. "
+        "Give it one of them; or choose multi_teacher, which reads each by itself, or a method "
+        "that reads outputs alone (`limbeck methods` tells)"
+    )
 
 
 class MethodConfig(Settings):
@@ -58,6 +68,8 @@ class Needs:
             not asked for them may give whatever its features are, and is not judged by them.
         student_scores: whether the student's class scores are taught; where no method teaches
             them, they stay as chance made them.
+        members: whether it reads what each of several teachers says by itself, layers and
+            classifier among it: ``Outputs.members``. Other methods take several for one.
         student_layers: names tapped on the student; ``Outputs.features`` answers to these names,
             and for ``stage*`` to those of the network's stages (:meth:`Probe.layers` lists them).
         teacher_layers: the same on the teacher.
@@ -78,6 +90,7 @@ class Needs:
     teacher: bool = True
     teacher_scores: bool = True
     student_scores: bool = True
+    members: bool = False
     student_layers: tuple[str, ...] = ()
     teacher_layers: tuple[str, ...] = ()
     student_classifier: bool = False
@@ -93,6 +106,12 @@ class Needs:
         """Whether a step asks nothing of the teacher but its logits, which can be stored."""
         features = self.teacher_layers or self.teacher_classifier or self.teacher_batch_norms
         return not features or bool(self.before_training)
+
+    @property
+    def one_teacher(self) -> bool:
+        """Whether it reads what one network has and several together have not."""
+        reads = self.teacher_layers or self.teacher_classifier or self.teacher_batch_norms
+        return bool(reads) and not self.members
 
 
 @dataclass(frozen=True, kw_only=True)

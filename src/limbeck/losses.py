@@ -23,6 +23,7 @@ from limbeck.methods.output.dist import dist_loss
 from limbeck.methods.output.dkd import dkd_loss
 from limbeck.methods.output.hard_label import hard_label_loss
 from limbeck.methods.output.mlkd import mlkd_loss
+from limbeck.methods.output.multi_teacher import confidence_hint_loss, fused_kd_loss
 from limbeck.methods.output.wkd_logit import wkd_logit_loss
 from limbeck.methods.relation.cc import cc_loss
 from limbeck.methods.relation.cc_kernel import kernel_correlation_loss
@@ -47,12 +48,14 @@ __all__ = [
     "cat_loss",
     "cc_loss",
     "class_maps",
+    "confidence_hint_loss",
     "cosine_distance",
     "crd_loss",
     "debiased_cka",
     "dist_loss",
     "dkd_loss",
     "fsp_loss",
+    "fused_kd_loss",
     "hard_label_loss",
     "hcl_loss",
     "hint_loss",

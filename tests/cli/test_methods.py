@@ -64,6 +64,13 @@ def test_a_card_says_what_the_method_reads(limbeck):
     assert "Stage distil: 87.5% of the epochs; reads outputs alone" in out
 
 
+def test_a_card_says_how_many_teachers_its_command_takes(limbeck):
+    assert "--method kd --teacher RUN --student" in limbeck("methods", "kd").out
+    several = limbeck("methods", "multi_teacher").out
+    assert "--method multi_teacher --teacher RUN --teacher RUN --student" in several
+    assert "--teacher" not in limbeck("methods", "ce").out
+
+
 def test_a_machine_reads_the_defaults_and_the_card_as_it_stands(limbeck):
     listed = json.loads(limbeck("methods", "--json").out)
     assert {name: facts["defaults"] for name, facts in listed.items()} == {

@@ -16,8 +16,9 @@ from limbeck.engine.learner import NO_TEACHER
 from limbeck.engine.probe import build_learner, freeze_idle
 from limbeck.methods import METHODS, find_method
 from limbeck.methods.combine import Combination
+from limbeck.methods.output.multi_teacher import MultiTeacherConfig
 from limbeck.models.digits_cnn import digits_cnn, digits_cnn_tiny
-from limbeck.teacher import Teacher, state_hash
+from limbeck.teacher import Teacher, TeacherEnsemble, state_hash
 
 # With adapters, memory, a pass over the data, further views; what each method alone promises, a
 # combination promises too.
@@ -28,6 +29,11 @@ STAGES = [
     pytest.param(stage, id=f"{name}-{stage.name}")
     for name, entry in ENTRIES.items()
     for stage in entry.stages(entry.config())
+]
+# Whose adapters are off by default.
+STAGES += [
+    pytest.param(stage, id=f"multi_teacher-{stage.name}-ca_mkd")
+    for stage in METHODS["multi_teacher"].stages(MultiTeacherConfig(fusion="ca_mkd"))
 ]
 TAUGHT = [case for case in STAGES if case.values[0].method.needs(case.values[0].config).teacher]
 # Its products are of consecutive images; tests/methods/relation/test_cc.py says so too.
@@ -54,12 +60,14 @@ class World:
         needs = stage.method.needs(stage.config)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            student, teacher = digits_cnn_tiny(), digits_cnn()
+            student, networks = digits_cnn_tiny(), [digits_cnn()]
+            if needs.members:
+                networks.append(digits_cnn_tiny())
         self.teacher = None
         if needs.teacher:
-            self.teacher = Teacher(
-                teacher, layers=needs.teacher_layers, classifier=needs.teacher_classifier
-            )
+            layers, classifier = needs.teacher_layers, needs.teacher_classifier
+            teachers = [Teacher(n, layers=layers, classifier=classifier) for n in networks]
+            self.teacher = TeacherEnsemble(teachers) if needs.members else teachers[0]
         self.batch = make_batch(stage)
         self.learner = build_learner(
             stage,
@@ -157,9 +165,9 @@ def test_gradient_reaches_all_that_learns_and_nothing_of_the_teacher(world):
 
 @pytest.mark.parametrize("world", TAUGHT, indirect=True)
 def test_the_teacher_stays_as_it_was(world):
-    before = state_hash(world.teacher.network)
+    before = state_hash(world.teacher)
     world.terms().total.backward()
-    assert state_hash(world.teacher.network) == before
+    assert state_hash(world.teacher) == before
 
 
 def test_the_order_of_the_batch_does_not_matter(world, generator):
@@ -224,7 +232,10 @@ def test_mixed_images_are_taken_with_both_their_labels_or_refused(world):
     method = world.learner.method
     name = type(method).__name__
     parts = method.methods.values() if isinstance(method, Combination) else [method]
-    refused = any(type(part).__name__ in ONE_LABEL for part in parts)
+    refused = any(
+        type(part).__name__ in ONE_LABEL or getattr(part.config, "fusion", None) == "ca_mkd"
+        for part in parts
+    )
     assert method.takes_mixed is not refused
     share = torch.linspace(0, 1, 8)
     other = world.batch.label.roll(1)

@@ -19,6 +19,14 @@ VARIANTS = {
     "mlkd": [{"mode": "masked"}, {"standardize": True}, {"standardize": "population"}],
     "ctkd": [{"standardize": True}, {"standardize": "population"}],
     "dist": [{"temperature": 1}],
+    "multi_teacher": [
+        *({"fusion": fusion} for fusion in ("average_probability", "average_logit", "ebkd")),
+        *(
+            {"fusion": "ca_mkd", "hint_weight": 0, switch: True}
+            for switch in ("official_scale", "soft_cross_entropy")
+        ),
+        *({"fusion": "aekd", "unit_gradients": switch} for switch in (False, True)),
+    ],
     "wkd_logit": [{"temperature": 1}, {"cost": "logits"}, {"cost": "classifier"}],
     "sinkhorn_logit": [{"temperature": 1}],
 }

@@ -107,10 +107,11 @@ def _card(name: str, entry: MethodEntry, *, as_json: bool) -> None:
 
 
 def _command(name: str, entry: MethodEntry) -> str:
-    taught = any(stage.method.needs(stage.config).teacher for stage in entry.stages(entry.config()))
-    if not taught:
+    needs = [stage.method.needs(stage.config) for stage in entry.stages(entry.config())]
+    if not any(asked.teacher for asked in needs):
         return "train --student MODEL --output RUN"
-    return f"distill --method {name} --teacher RUN --student MODEL --output RUN"
+    teachers = "--teacher RUN" + (" --teacher RUN" if any(n.members for n in needs) else "")
+    return f"distill --method {name} {teachers} --student MODEL --output RUN"
 
 
 def _facts(name: str, entry: MethodEntry) -> dict[str, object]:

@@ -31,6 +31,7 @@ from limbeck.methods.output.hard_label import HardLabel, HardLabelConfig
 from limbeck.methods.output.kd import KD, KDConfig
 from limbeck.methods.output.lskd import LSKDConfig
 from limbeck.methods.output.mlkd import MLKD, MLKDConfig
+from limbeck.methods.output.multi_teacher import MultiTeacher, MultiTeacherConfig
 from limbeck.methods.output.sinkhorn_logit import SinkhornLogitConfig
 from limbeck.methods.output.soft_label import SoftLabelConfig
 from limbeck.methods.output.wkd_logit import WKDLogit, WKDLogitConfig
@@ -177,6 +178,12 @@ METHODS: Final[Mapping[str, MethodEntry]] = MappingProxyType(
             config=MLKDConfig,
             stages=_one_stage(MLKD),
             card="limbeck.methods.output.mlkd",
+        ),
+        "multi_teacher": MethodEntry(
+            family="output",
+            config=MultiTeacherConfig,
+            stages=_one_stage(MultiTeacher),
+            card="limbeck.methods.output.multi_teacher",
         ),
         "ofd": MethodEntry(
             family="feature",

@@ -93,6 +93,7 @@ SEARCH_SPACES: Final[Mapping[str, tuple[Dimension, ...]]] = MappingProxyType(
         "london": (_LR, _weight("ofd_weight"), _weight("lipschitz_weight")),
         "lskd": (_LR, _TEMPERATURE, _weight("kd_weight")),
         "mlkd": (_LR, _weight("kd_weight")),
+        "multi_teacher": (_LR, _TEMPERATURE, _weight("kd_weight"), _weight("hint_weight")),
         "ofd": (_LR, _weight("ofd_weight")),
         "pkt": (_LR, _weight("pkt_weight")),
         "relation": (_LR, _weight("relation_weight")),

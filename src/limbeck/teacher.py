@@ -146,7 +146,9 @@ class TeacherEnsemble(nn.Module):
 
     def answer(self, batch: Batch, epoch: int) -> Outputs:
         """Outputs for a batch, in whatever epoch, as :meth:`Teacher.answer`."""
-        return _together(tuple(teacher.answer(batch, epoch) for teacher in self.teachers))
+        del epoch
+        image = batch.image if batch.teacher_image is None else batch.teacher_image
+        return self.forward(image, batch.views)
 
 
 def _together(members: tuple[Outputs, ...]) -> Outputs:

@@ -4,6 +4,7 @@ import re
 import pytest
 
 from limbeck.cli.options import OPTIONS, collect_settings, typed_models
+from limbeck.core.errors import SettingsError
 from limbeck.runs.config import RunConfig
 
 BY_FLAG = {flag: option for option in OPTIONS for flag in option.flags}
@@ -113,6 +114,55 @@ def test_a_teacher_is_a_run_unless_its_weights_are_given():
     assert collected(("--teacher", "a"))["teacher"] == {"run": "a"}
     weights = ("--teacher-checkpoint", "b")
     assert collected(("--teacher", "a"), weights)["teacher"] == {"name": "a", "checkpoint": "b"}
+
+
+@pytest.mark.parametrize(
+    ("given", "members"),
+    [
+        ((("--teacher", ["a", "b"]),), [{"run": "a"}, {"run": "b"}]),
+        ((("--teacher", ["a", "timm/b"]),), [{"run": "a"}, {"name": "timm/b"}]),
+        (
+            (("--teacher", ["a", "b"]), ("--teacher-checkpoint", ["c", "d"])),
+            [{"name": "a", "checkpoint": "c"}, {"name": "b", "checkpoint": "d"}],
+        ),
+        (
+            (("--teacher", ["a", "b"]), ("--teacher-pretrained", True)),
+            [{"name": "a", "pretrained": True}, {"name": "b", "pretrained": True}],
+        ),
+    ],
+)
+def test_a_repeated_teacher_is_several(given, members):
+    assert collected(*given)["teacher"] == {"members": members}
+
+
+def test_one_teacher_is_one_however_it_is_given():
+    assert collected(("--teacher", ["a"]))["teacher"] == {"run": "a"}
+    weights = ("--teacher-checkpoint", ["b"])
+    assert collected(("--teacher", ["a"]), weights)["teacher"] == {"name": "a", "checkpoint": "b"}
+
+
+@pytest.mark.parametrize(("teachers", "weights"), [(["a", "b"], ["c"]), (["a"], ["c", "d"])])
+def test_teachers_and_checkpoints_go_in_pairs(teachers, weights):
+    counts = rf"got {len(teachers)} teachers and {len(weights)} checkpoints"
+    with pytest.raises(SettingsError, match=counts):
+        collected(("--teacher", teachers), ("--teacher-checkpoint", weights))
+
+
+def test_several_teachers_on_the_command_line_replace_those_of_the_file(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"teacher": [{"run": "a"}, {"run": "b"}]}))
+    assert collected(config=path)["teacher"] == [{"run": "a"}, {"run": "b"}]
+    several = collected(("--teacher", ["c", "d"]), config=path)
+    assert several["teacher"] == {"members": [{"run": "c"}, {"run": "d"}]}
+    assert collected(("--teacher", ["c"]), config=path)["teacher"] == {"run": "c"}
+
+
+def test_models_of_several_teachers_are_typed():
+    options = {
+        BY_FLAG["--teacher"]: ["a.py:f", "b.py:g"],
+        BY_FLAG["--teacher-checkpoint"]: ["c", "d"],
+    }
+    assert typed_models(options, []) == ["a.py:f", "b.py:g"]
 
 
 def test_models_of_the_command_line_alone_are_typed(tmp_path):

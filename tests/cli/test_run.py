@@ -51,6 +51,30 @@ def test_what_an_embedding_is_worth_is_printed_beside_its_beginning(limbeck, tmp
     assert judged.keys() == {"split", "notice", "student"}
 
 
+def test_a_run_of_several_teachers_says_how_good_each_is(limbeck, tmp_path, quick, runs):
+    second = tmp_path / "second"
+    assert limbeck("train", *TINY, "--seed", 1, "--output", second, *quick).code == 0
+    several = ("--teacher", runs / "teacher", "--teacher", second)
+    out = tmp_path / "run"
+    command = ("distill", "--method", "multi_teacher", *several, *TINY, "--output", out, *quick)
+    answer = limbeck(*command)
+    assert answer.code == 0, answer.err
+    summary = read_summary(out)
+    assert answer.out.splitlines()[0].endswith(
+        "taught by digits_cnn_tiny + digits_cnn_tiny, seed 0"
+    )
+    for number, teacher in enumerate(summary.teachers, start=1):
+        assert f"teacher {number} digits_cnn_tiny: {teacher.val['top1']:.2%}" in answer.err
+        assert re.search(rf"test, teacher {number} .*{teacher.test['top1']:.2%}", answer.out)
+    together = summary.teacher_test["top1"]
+    assert re.search(rf"test, teachers together .*{together:.2%}", answer.out)
+    twice = limbeck(*command[:3], *several[:2] * 2, *TINY, "--output", tmp_path / "x", *quick)
+    assert twice.code == 2
+    assert "teachers 1 and 2 are the same" in twice.err
+    judged = limbeck("eval", out, "--json")
+    assert json.loads(judged.out)["teacher"] == pytest.approx(summary.teacher_test)
+
+
 def test_a_quiet_run_says_nothing(limbeck, tmp_path, quick):
     assert limbeck("train", *TINY, "--output", tmp_path / "run", *quick, "--quiet") == (0, "", "")
 

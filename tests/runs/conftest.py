@@ -10,6 +10,7 @@ import torch
 from limbeck.core.normalization import Normalization
 from limbeck.data import DataBundle, ImageSet
 from limbeck.engine.recorder import SilentObserver
+from limbeck.models import create_model, save_weights
 from limbeck.runs.compare import CompareConfig
 from limbeck.runs.config import RunConfig
 from limbeck.runs.execute import execute, prepare_parts, resume
@@ -108,6 +109,15 @@ class Small:
         self.without_norm = f"{networks}:without_norm"
         self.typed = (self.student, self.without_norm)
         self.teacher = str(folder / "teacher")
+        # Two of different shapes; the second has learnt nothing.
+        second = folder / "second.safetensors"
+        save_weights(
+            create_model("digits_cnn", num_classes=10, in_chans=1, seed=1).state_dict(), second
+        )
+        self.several = [
+            {"run": self.teacher},
+            {"name": "digits_cnn", "checkpoint": str(second)},
+        ]
 
     def config(self, method="kd", *, student=None, epochs=2, seed=0, teacher=None, **fields):
         """303 training images: ten steps an epoch, the last one short."""
@@ -136,7 +146,7 @@ class Small:
             methods if isinstance(methods, dict) else {m: {"method": {"name": m}} for m in methods}
         )
         values = {"shared": shared, "contenders": rows, "seeds": seeds, "threads": 1}
-        if "teacher_training" not in fields:
+        if not {"teacher", "teacher_training"} & fields.keys():
             values["teacher"] = {"run": self.teacher}
         return CompareConfig.read(values | fields)
 

@@ -156,6 +156,18 @@ def test_places_and_machines_are_no_settings():
     assert run_differences(one, other) == []
 
 
+def test_of_several_teachers_each_is_compared_by_its_place_in_the_list():
+    several = [{"run": "a"}, {"run": "b"}]
+    rows = {"contenders": {"kd": {"method": {"name": "kd"}}}}
+    then = comparison(**rows, teacher=several).resolved()
+    moved = [{"run": "elsewhere/a"}, {"run": "elsewhere/b"}]
+    assert settings_differences(then, comparison(**rows, teacher=moved).resolved()) == []
+    sized = [{"run": "a"}, {"run": "b", "img_size": 16}]
+    resized = comparison(**rows, teacher=sized).resolved()
+    assert settings_differences(then, resized) == ["teacher.members.1.img_size (null then, 16 now)"]
+    assert [one.run for one in then.run_config("kd", 0).teacher.members] == ["a", "b"]
+
+
 def test_the_number_of_threads_is_one():
     differences = settings_differences(comparison(threads=2), comparison(threads=1))
     assert differences == ["threads (2 then, 1 now)"]

@@ -60,6 +60,56 @@ def test_a_teacher_is_a_run_or_a_model_with_weights():
     assert TeacherConfig(name="python:Net").checkpoint is None
 
 
+SEVERAL = [{"run": "a"}, {"name": "resnet20", "checkpoint": "b"}]
+
+
+def test_several_teachers_are_a_list_and_come_back_from_json():
+    first = config(teacher=SEVERAL)
+    named = [one.run or one.name for one in first.teacher.members]
+    assert named == ["a", "resnet20"]
+    assert RunConfig.read(json.loads(json.dumps(first.plain()))) == first
+    assert config(teacher={"members": SEVERAL}) == first
+    assert config(teacher=[TeacherConfig(**one) for one in SEVERAL]) == first
+    assert first.hash() != config(teacher=SEVERAL[::-1]).hash()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ([{"run": "a"}], "two at least, got one; give it without a list"),
+        ([], "either run, or name and checkpoint"),
+        ([SEVERAL, SEVERAL], "a member is one teacher"),
+        ({"members": SEVERAL, "run": "c"}, "run cannot be for several teachers at once"),
+        ({"members": SEVERAL, "img_size": 8}, "img_size cannot be for several teachers at once"),
+        ([{"run": "a"}, {"name": "resnet20"}], r"members.1: .*random teacher teaches nothing"),
+        ([{"run": "a"}, {"rum": "b"}], r"members.1.rum: .*did you mean 'run'"),
+    ],
+)
+def test_several_teachers_are_two_and_each_has_its_own_fields(teacher, message):
+    with pytest.raises(SettingsError, match=message):
+        config(teacher=teacher)
+
+
+@pytest.mark.parametrize("method", ["fitnet", "at", "rkd", "simkd", "wkd_logit"])
+def test_a_method_of_one_teachers_layers_refuses_several_by_its_name(method):
+    with pytest.raises(SettingsError, match=f"method '{method}' reads layers of one teacher"):
+        config(method={"name": method}, teacher=SEVERAL, schedule={"epochs": 2, "sched": "cosine"})
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": name, **({"cost": "logits"} if "cost" in entry.config.model_fields else {})}
+        for name, entry in METHODS.items()
+        if entry.family == "output"
+    ],
+    ids=lambda method: method["name"],
+)
+def test_a_method_that_reads_outputs_takes_several(method):
+    stages = config(method=method, teacher=SEVERAL).stages()
+    assert all(stage.method.needs(stage.config).teacher for stage in stages)
+
+
 def test_each_stage_has_at_least_one_epoch():
     with pytest.raises(SettingsError, match="2 stages and needs at least as many epochs; got 1"):
         config(method={"name": "fitnet"}, schedule={"epochs": 1, "sched": "cosine"})

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -158,6 +159,68 @@ def test_each_network_has_its_own_normalisation(toy, small, tmp_path):
     assert summary.teacher_test["top1"] == pytest.approx(top1)
     card = json.loads((tmp_path / "run" / "student.json").read_text())
     assert card["normalization"] == ours.plain()
+
+
+def test_several_modules_teach_each_with_its_own_normalisation(toy, small, tmp_path):
+    """As one module that normalises for itself and gives the log of the mean probability."""
+    one, other = network(seed=1), network(seed=2)
+    own = Normalization(mean=(0.1,), std=(0.2,))
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other, self.normalize = one, other, Normalize(own)
+
+        def forward(self, image):
+            data = Normalize(small.bundle().normalization)
+            each = self.one(self.normalize(image)), self.other(data(image))
+            return torch.stack([z.softmax(dim=1) for z in each]).mean(dim=0).log()
+
+    several = toy(teacher=[one, other], teacher_normalization=[own, None])
+    joined = toy(
+        teacher=Both(),
+        teacher_normalization=Normalization(),
+        output=tmp_path / "joined",
+    )
+    assert several.teacher == "python:Sequential + python:Sequential"
+    assert several.teacher_val["top1"] == joined.teacher_val["top1"]
+    ours, theirs = (load_student_weights(tmp_path / name) for name in ("run", "joined"))
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-5)
+
+
+def load_student_weights(folder):
+    return load_file(folder / "student.safetensors")
+
+
+def test_several_teachers_by_name_have_their_checkpoints(call, small, tmp_path):
+    checkpoints = [f"{small.teacher}/student.safetensors", small.several[1]["checkpoint"]]
+    summary = call(
+        teacher=["digits_cnn_tiny", "digits_cnn"],
+        teacher_checkpoint=checkpoints,
+        method="multi_teacher",
+    )
+    assert [one.name for one in summary.teachers] == ["digits_cnn_tiny", "digits_cnn"]
+    again = call(
+        teacher=[small.teacher, "digits_cnn"],
+        teacher_checkpoint=[None, checkpoints[1]],
+        method="multi_teacher",
+        output=tmp_path / "again",
+    )
+    assert again.student_hash == summary.student_hash
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher_checkpoint": "one"}, "list with an entry, or None, for each of the 2 teachers"),
+        ({"teacher_normalization": [None]}, "teacher_normalization must be a list"),
+        ({"settings": {"teacher": {"img_size": 8}}}, "is of one teacher, and there are 2"),
+    ],
+)
+def test_what_is_of_one_teacher_is_not_given_to_several(call, small, changes, message):
+    with pytest.raises(SettingsError, match=message):
+        call(teacher=[small.teacher, "digits_cnn"], **changes)
 
 
 def test_torch_data_sets_are_data_too(toy):

@@ -386,6 +386,134 @@ def test_the_teacher_is_checked_also_where_the_last_stage_has_none(small, tmp_pa
         small.run(config, tmp_path / "run", parts=parts, observer=small.Act("second", 3, write))
 
 
+# -- several teachers --------------------------------------------------------------------------
+
+
+CA_MKD = {"name": "multi_teacher", "fusion": "ca_mkd"}
+
+
+@pytest.fixture(scope="module")
+def taught_by_two(small, tmp_path_factory):
+    """A run of CA-MKD with its maps, of two teachers of different shapes."""
+    folder = tmp_path_factory.mktemp("several") / "run"
+    config = small.config(CA_MKD, epochs=3, teacher=small.several)
+    ear = small.Ear()
+    return folder, config, ear, small.run(config, folder, observer=ear)
+
+
+def test_the_accuracy_of_each_and_of_all_is_said_before_training(taught_by_two, small):
+    _, _, ear, summary = taught_by_two
+    first, second = summary.teachers
+    assert (first.name, second.name) == ("digits_cnn_tiny", "digits_cnn")
+    assert summary.teacher == "digits_cnn_tiny + digits_cnn"
+    assert first.val == read_summary(small.teacher).last.val
+    said = [
+        f"teacher 1 digits_cnn_tiny: {first.val['top1']:.2%} on validation",
+        f"teacher 2 digits_cnn: {second.val['top1']:.2%} on validation",
+        "warning: the teacher 2 is hardly better than guessing",
+        f"the 2 teachers together, by their mean probability: {summary.teacher_val['top1']:.2%}",
+    ]
+    for sentence, note in zip(said, ear.notes, strict=False):
+        assert sentence in note
+    assert ear.said.index("step") > len(said)
+
+
+def test_the_summary_names_each_teacher_and_judges_all_by_their_mean(taught_by_two, small):
+    folder, config, _, summary = taught_by_two
+    parts = small.parts(config)
+    hashes = [state_hash(one.network) for one in parts.teacher.each]
+    assert [one.state_hash for one in summary.teachers] == hashes
+    assert summary.teacher_hash == state_hash(parts.teacher.network)
+    assert summary.teachers[0].test == read_summary(small.teacher).test.last
+    kept = load_file(folder / "predictions.safetensors")
+    each = [kept[f"test.teacher{number}"].softmax(dim=1) for number in (1, 2)]
+    torch.testing.assert_close(kept["test.teacher"].exp(), torch.stack(each).mean(dim=0))
+    right = kept["test.teacher"].argmax(dim=1) == kept["test.label"]
+    assert summary.teacher_test["top1"] == pytest.approx(right.double().mean().item())
+    assert {"teacher", "teacher1", "teacher2", "last"} <= summary.scores.keys()
+    assert "agreement" in summary.scores["last"]
+
+
+def test_the_layers_read_of_each_teacher_are_said(taught_by_two):
+    _, _, ear, _ = taught_by_two
+    assert "stage train: reads teacher 1 layer last = stage3" in ear.notes
+    assert "stage train: reads teacher 2 layer last = stage3" in ear.notes
+
+
+def test_an_interrupted_run_of_several_teachers_ends_the_same(taught_by_two, small, tmp_path):
+    whole, config, _, summary = taught_by_two
+    folder = tmp_path / "run"
+    stop = small.Act("train", 13, signal_self(signal.SIGTERM))
+    with pytest.raises(InterruptedRun):
+        small.run(config, folder, observer=stop)
+    found = small.resume(folder)
+    assert found.student_hash == summary.student_hash
+    assert small.rows(folder) == small.rows(whole)
+    assert found.teachers == summary.teachers
+
+
+def test_several_teachers_in_another_order_do_not_continue_a_run(small, tmp_path):
+    config = small.config("kd", teacher=small.several)
+    with pytest.raises(InterruptedRun):
+        small.run(config, tmp_path, observer=small.Act("train", 3, signal_self(signal.SIGINT)))
+    other = small.parts(small.config("kd", teacher=small.several[::-1]))
+    with pytest.raises(TeacherChangedError, match="begun with another teacher"):
+        small.resume(tmp_path, parts=other)
+
+
+def test_the_one_of_several_teachers_that_was_written_into_is_named(small, tmp_path):
+    config = small.config("kd", teacher=small.several)
+    parts = small.parts(config)
+
+    def write():
+        with torch.no_grad():
+            parts.teacher.each[1].network.fc.bias[0] += 1
+
+    with pytest.raises(TeacherChangedError, match="teacher 2, digits_cnn: the teacher's state"):
+        small.run(config, tmp_path / "run", parts=parts, observer=small.Act("train", 3, write))
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_the_one_of_several_teachers_that_has_other_classes_is_named(small, tmp_path):
+    config = small.config("kd", teacher=small.several)
+    parts = small.parts(config)
+    parts.teacher.each[1].network.fc = nn.Linear(96, 7)
+    with pytest.raises(ModelError, match=r"teacher 2, digits_cnn: the data has 10 classes, .* 7"):
+        small.run(config, tmp_path / "run", parts=parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_afterwards_no_teacher_of_several_has_hooks_or_has_moved(small, tmp_path):
+    config = small.config(CA_MKD, epochs=1, teacher=small.several)
+    parts = small.parts(config)
+    before = [state_hash(one.network) for one in parts.teacher.each]
+    small.run(config, tmp_path / "run", parts=parts)
+    assert [state_hash(one.network) for one in parts.teacher.each] == before
+    for one in parts.teacher.each:
+        assert not any(part._forward_hooks for part in one.network.modules())
+        assert not any(part.training for part in one.network.modules())
+
+
+@pytest.mark.parametrize("fusion", ["average_probability", "ebkd", "aekd"])
+def test_every_rule_learns_also_from_images_without_labels(small, tmp_path, fusion):
+    method = {"name": "multi_teacher", "fusion": fusion}
+    teacher = small.several
+    config = small.config(method, teacher=teacher, data={"num_labels": 20})
+    summary = small.run(config, tmp_path / "run")
+    assert math.isfinite(summary.last.val["loss"])
+    assert summary.teacher_seconds > 0
+
+
+def test_one_teacher_for_a_method_of_several_leaves_nothing_behind(small, tmp_path):
+    config = small.config({"name": "multi_teacher"})
+    with pytest.raises(ModelError, match="two teachers or more, and got one"):
+        small.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# -- what two networks may not share -------------------------------------------------------------
+
+
 def share_all(student, teacher):
     return teacher, teacher
 

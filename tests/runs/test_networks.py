@@ -10,7 +10,7 @@ from limbeck.core.errors import CheckpointError, ModelError, RunFolderError
 from limbeck.core.normalization import Normalization
 from limbeck.models.digits_cnn import digits_cnn_tiny
 from limbeck.runs.config import StudentConfig, TeacherConfig
-from limbeck.runs.networks import build_student, build_teacher, load_student
+from limbeck.runs.networks import build_student, build_teacher, join_teachers, load_student
 from limbeck.teacher import state_hash
 
 TINY = StudentConfig(name="digits_cnn_tiny")
@@ -134,6 +134,46 @@ def test_a_file_of_a_timm_backbone_needs_no_classifier(small, tmp_path):
     )
     found = build_teacher(config, small.bundle(), scores=False)
     assert equal(state(found.network), state(network))
+
+
+def test_several_teachers_are_each_what_they_are_alone_and_answer_by_their_mean(small, bundle):
+    found = build_teacher(TeacherConfig(members=small.several), bundle)
+    assert found.name == "digits_cnn_tiny + digits_cnn"
+    image = bundle.test.images[:5].float() / 255
+    answers = []
+    for one, member in zip(small.several, found.each, strict=True):
+        alone = build_teacher(TeacherConfig(**one), bundle)
+        assert equal(state(member.network), state(alone.network))
+        assert member.normalization == alone.normalization
+        answers.append(alone.answering().eval()(image).softmax(dim=1))
+    together = found.answering()(image)
+    torch.testing.assert_close(together.exp(), torch.stack(answers).mean(dim=0))
+    assert not any(p.requires_grad for p in found.network.parameters())
+
+
+def test_one_network_is_its_own_and_only_member(bundle):
+    alone = build_student(TINY, bundle, seed=0)
+    assert alone.each == (alone,)
+
+
+def test_the_same_teacher_twice_is_refused_whatever_its_path(small, bundle):
+    by_file = {"name": "digits_cnn_tiny", "checkpoint": f"{small.teacher}/student.safetensors"}
+    config = TeacherConfig(members=[*small.several, by_file])
+    with pytest.raises(ModelError, match="teachers 1 and 3 are the same: digits_cnn_tiny"):
+        build_teacher(config, bundle)
+
+
+def test_the_same_weights_with_another_normalisation_are_another_teacher(small, bundle):
+    one = build_teacher(TeacherConfig(run=small.teacher), bundle)
+    own = Normalization(mean=(0.1,), std=(0.2,))
+    other = build_teacher(TeacherConfig(run=small.teacher, normalization=own), bundle)
+    assert len(join_teachers([one, other]).members) == 2
+
+
+def test_of_several_teachers_the_one_of_other_classes_is_named(small):
+    config = TeacherConfig(members=[small.several[0], {"run": small.teacher, "class_map": [0, 1]}])
+    with pytest.raises(ModelError, match=rf"teacher {small.teacher} was trained on 10 classes"):
+        build_teacher(config, small.bundle())
 
 
 def test_a_grey_teacher_sees_colour_images_as_grey(small):

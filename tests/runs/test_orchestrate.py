@@ -322,6 +322,28 @@ def test_a_teacher_is_trained_first_by_the_same_recipe(small, tmp_path):
     assert ear.began == []
 
 
+def test_several_teachers_teach_every_row_and_are_known_by_their_weights(small, tmp_path):
+    """Also read again, and beside the baseline."""
+    config = small.comparison(["kd", "multi_teacher"], seeds=[0], teacher=small.several)
+    compare(config, tmp_path / "c")
+    record = ComparisonFolder(tmp_path / "c").read()
+    runs = {label: read_summary(tmp_path / f"c/runs/{label}-seed0") for label in config.contenders}
+    assert runs["kd"].teacher_hash == runs["multi_teacher"].teacher_hash == record.teacher_hash
+    assert len(runs["kd"].teachers) == 2
+    assert runs["ce"].scores["teacher"] == runs["kd"].scores["teacher"]
+    ear = Hearer()
+    compare(config, tmp_path / "c", audience=ear)
+    assert ear.began == []
+    changed = small.comparison(["kd"], seeds=[0], teacher=small.several[::-1])
+    with pytest.raises(RunFolderError, match="differs"):
+        compare(changed, tmp_path / "c")
+
+
+def test_a_row_that_reads_one_teachers_layers_is_named_where_there_are_several(small):
+    with pytest.raises(SettingsError, match="fitnet: method 'fitnet' reads layers of one teacher"):
+        small.comparison(["kd", "fitnet"], teacher=small.several)
+
+
 def test_before_it_is_trained_a_teacher_of_the_right_shape_stands_in(small):
     training = small.config("ce", student="digits_cnn").plain()
     config = small.comparison(teacher_training=training).resolved()

@@ -3,9 +3,10 @@ import json
 import pytest
 
 from limbeck.core.errors import RunFolderError, SettingsError
-from limbeck.runs.summary import EpochResult, RunSummary, TestResult, read_summary
+from limbeck.runs.summary import EpochResult, RunSummary, TeacherResult, TestResult, read_summary
 
 SCORES = {"top1": 0.5, "loss": 1.0}
+TEACHERS = (TeacherResult(name="vgg13", state_hash="e", val=SCORES, test=None),)
 
 
 def summary(**fields):
@@ -33,7 +34,9 @@ def summary(**fields):
     return RunSummary(**values | fields)
 
 
-@pytest.mark.parametrize("fields", [{}, {"test": None, "best_on_validation": None}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{}, {"test": None, "best_on_validation": None}, {"teachers": TEACHERS}], ids=str
+)
 def test_a_summary_comes_back_from_its_file(tmp_path, fields):
     written = summary(**fields)
     (tmp_path / "summary.json").write_text(json.dumps(written.plain()))

@@ -54,8 +54,8 @@ StudentModel = Annotated[
     typer.Option("--student", "--model", help="Repeat file.py:function, if the run has one."),
 ]
 TeacherModel = Annotated[
-    str | None,
-    typer.Option("--teacher", "--teacher-model", help="The same of the run's teacher."),
+    list[str] | None,
+    typer.Option("--teacher", "--teacher-model", help="The same of the run's teacher; repeatable."),
 ]
 
 
@@ -125,10 +125,10 @@ def distill(
     quiet: Quiet = False,
     json_: Json = False,
     teacher_model: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--teacher-model",
-            help="Repeat file.py:function, if the teacher's run has one.",
+            help="Repeat file.py:function, if the teacher's run has one; repeatable.",
             rich_help_panel="Networks and method",
         ),
     ] = None,
@@ -140,7 +140,7 @@ def distill(
 
     values = collect_settings(options, config=config, overrides=set_ or [], teacher=True)
     typed = typed_models(options, set_ or [])
-    typed += [] if teacher_model is None else [teacher_model]
+    typed += _given(teacher_model)
     run(values, output, typed=typed, dry_run=dry_run, quiet=quiet, as_json=json_)
 
 
@@ -748,5 +748,8 @@ def doctor(json_: Json = False) -> None:
     examine(as_json=json_)
 
 
-def _given(*names: str | None) -> list[str]:
-    return [name for name in names if name is not None]
+def _given(*names: str | list[str] | None) -> list[str]:
+    found: list[str] = []
+    for name in names:
+        found += [name] if isinstance(name, str) else name or []
+    return found

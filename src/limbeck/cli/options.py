@@ -31,6 +31,7 @@ __all__ = [
 
 # Settings that name a model: a file.py:function among them is run only if it was typed.
 _MODEL_PATHS = (("student", "name"), ("teacher", "name"))
+_TEACHER_WEIGHTS = ("teacher.checkpoint", "teacher.pretrained")
 # What networks of timm and torchvision begin with, which are never folders of runs.
 _LIBRARIES = ("timm/", "torchvision/", "hf-hub:", "local-dir:")
 
@@ -47,6 +48,7 @@ class RunOption:
         teacher_only: not offered by ``train``.
         value: what a switch sets; None for flags that take their own value.
         many: a comma-separated list of ``kind``.
+        repeated: may be given more than once; what came is then a list.
     """
 
     flags: tuple[str, ...]
@@ -56,6 +58,7 @@ class RunOption:
     teacher_only: bool = False
     value: Any = None
     many: bool = False
+    repeated: bool = False
 
     @property
     def parameter(self) -> str:
@@ -104,8 +107,9 @@ OPTIONS: tuple[RunOption, ...] = (
         ("--teacher", "--kd-model-name"),
         "teacher",
         str,
-        "A finished run's folder; or a model's name, with its weights.",
+        "A finished run's folder; or a model's name, with its weights. Repeat it for several.",
         teacher_only=True,
+        repeated=True,
     ),
     RunOption(
         ("--teacher-pretrained",),
@@ -119,8 +123,9 @@ OPTIONS: tuple[RunOption, ...] = (
         ("--teacher-checkpoint",),
         "teacher.checkpoint",
         str,
-        "The teacher's weights.",
+        "The teacher's weights; of several teachers, repeated in their order.",
         teacher_only=True,
+        repeated=True,
     ),
     RunOption(
         ("--teacher-cache",),
@@ -328,7 +333,11 @@ def with_run_options(
                 annotation=Annotated[
                     # Text, whatever the kind: the settings' own check says what came, and lists
                     # all faults at once.
-                    bool if option.kind is bool else str | None,
+                    list[str] | None
+                    if option.repeated
+                    else bool
+                    if option.kind is bool
+                    else str | None,
                     typer.Option(
                         *option.flags,
                         metavar=_METAVARS.get(option.kind),
@@ -343,7 +352,9 @@ def with_run_options(
         def wrapped(**arguments: Any) -> None:  # noqa: ANN401  (typer fills them)
             given = {option: arguments.pop(option.parameter) for option in offered}
             # Identity, since 0 is a value and equals False.
-            options = {o: v for o, v in given.items() if v is not None and v is not False}
+            options = {
+                o: v for o, v in given.items() if v is not None and v is not False and v != []
+            }
             command(**arguments, options=options)
 
         wrapped.__name__ = command.__name__
@@ -415,15 +426,27 @@ def typed_models(options: Mapping[RunOption, Any], overrides: Sequence[str]) -> 
     from limbeck.core.settings import parse_override
 
     changes = settings_changes(options) + [parse_override(text) for text in overrides]
-    return [value for path, value in changes if path in _MODEL_PATHS and isinstance(value, str)]
+    names = [value for path, value in changes if path in _MODEL_PATHS]
+    for path, value in changes:
+        if path == ("teacher", "members") and isinstance(value, list):
+            names += [one.get("name") for one in value if isinstance(one, dict)]
+    return [name for name in names if isinstance(name, str)]
 
 
 def settings_changes(options: Mapping[RunOption, Any]) -> list[tuple[tuple[str, ...], Any]]:
     """What the given flags set: path and value."""
-    by_name = any(o.path in ("teacher.checkpoint", "teacher.pretrained") for o in options)
-    changes = []
+    by_name = any(o.path in _TEACHER_WEIGHTS for o in options)
+    changes: list[tuple[tuple[str, ...], Any]] = []
+    teachers = {o.path: v for o, v in options.items() if o.path in ("teacher", *_TEACHER_WEIGHTS)}
+    several = any(isinstance(given, list) and len(given) > 1 for given in teachers.values())
+    if several:
+        changes.append((("teacher", "members"), _several_teachers(teachers)))
     for option, given in options.items():
+        if several and option.path in teachers:
+            continue
         value = option.value if option.value is not None else given
+        if isinstance(value, list):
+            value = value[0]
         if option.many:
             try:
                 value = [option.kind(item) for item in str(given).split(",") if item]
@@ -438,6 +461,23 @@ def settings_changes(options: Mapping[RunOption, Any]) -> list[tuple[tuple[str, 
             path = "teacher.name" if named else "teacher.run"
         changes.append((tuple(path.split(".")), value))
     return changes
+
+
+def _several_teachers(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The fields of each of several teachers, from what the flags that concern one gave."""
+    teachers, weights = (given.get(path) or [] for path in ("teacher", "teacher.checkpoint"))
+    if weights and len(weights) != len(teachers):
+        raise SettingsError(
+            f"--teacher-checkpoint goes with each --teacher, in their order; got {len(teachers)} "
+            f"teachers and {len(weights)} checkpoints. Where some are finished runs and some are "
+            "not, name them in a settings file (--config)"
+        )
+    if weights:
+        pairs = zip(teachers, weights, strict=True)
+        return [{"name": name, "checkpoint": path} for name, path in pairs]
+    if "teacher.pretrained" in given:
+        return [{"name": name, "pretrained": True} for name in teachers]
+    return [{"name" if str(t).startswith(_LIBRARIES) else "run": t} for t in teachers]
 
 
 def read_settings(path: Path) -> dict[str, Any]:

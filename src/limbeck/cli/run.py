@@ -109,8 +109,11 @@ def _print_summary(summary: RunSummary, folder: Path, *, quiet: bool, as_json: b
         _line(console, "test, last epoch", None, summary.test.last)
         if summary.test.best_on_validation is not None:
             _line(console, "test, best on validation", None, summary.test.best_on_validation)
+    for number, one in enumerate(summary.teachers, start=1):
+        _line(console, f"test, teacher {number}", None, one.test)
     if summary.teacher_test is not None:
-        _line(console, "test, teacher", None, summary.teacher_test)
+        whole = "teachers together" if summary.teachers else "teacher"
+        _line(console, f"test, {whole}", None, summary.teacher_test)
     shots = {name: summary.scores.get("last", {}).get(name) for name in SHOTS}
     if any(value is not None for value in shots.values()):
         each = (f"{SHOTS[k]} {'-' if v is None else f'{v:.2%}'}" for k, v in shots.items())

@@ -463,7 +463,7 @@ def open_teacher(
         CacheError: if the cache is not whole, or of another teacher.
     """
     named = network
-    if named is None and (config.run is not None or config.name is not None):
+    if named is None and (config.run is not None or config.name is not None or config.members):
         named = build_teacher(config, data, typed=typed, scores=scores)
     if config.cache is None:
         assert named is not None

@@ -32,7 +32,7 @@ _OWN = ("optim",)
 # Places and machines: what lies there is known by its hash, and how fast it ran is no setting.
 _NOT_COMPARED = re.compile(
     r"(.*\.)?(data\.data_dir|train\.(device|workers|checkpoint_\w+))"
-    r"|(independent_)?teacher\.(cache|run|checkpoint)"
+    r"|(independent_)?teacher\.(members\.\d+\.)?(cache|run|checkpoint)"
 )
 
 
@@ -129,7 +129,7 @@ class CompareConfig(Settings):
         contenders: label to row, in the order of the table. The baseline, under "ce", is put
             first where it is missing. A label names folders: letters, digits, ``_-``.
         seeds: of every row; they are paired.
-        teacher: of all methods that have one.
+        teacher: of all methods that have one; or several.
         teacher_training: a run whose student becomes the teacher, in place of ``teacher``.
         independent_teacher: a network of the teacher's kind that taught no student here; the
             control for how far students follow their own teacher.
@@ -305,9 +305,11 @@ def _with_split_seed(config: RunConfig, seed: int) -> RunConfig:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted name."""
+    """Settings by dotted name; of a list of settings each by its place."""
     found: dict[str, Any] = {}
     for name, value in values.items():
+        if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+            value = {str(place): one for place, one in enumerate(value)}
         if isinstance(value, Mapping) and value:
             found |= _flat(value, f"{prefix}{name}.")
         else:

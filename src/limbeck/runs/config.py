@@ -22,7 +22,7 @@ from limbeck.data.config import DataConfig
 from limbeck.engine.config import TrainConfig
 from limbeck.engine.optim import OptimConfig, ScheduleConfig
 from limbeck.methods import find_method
-from limbeck.methods.base import MethodConfig, Stage
+from limbeck.methods.base import MethodConfig, Stage, several_refused
 
 __all__ = [
     "RunConfig",
@@ -57,8 +57,15 @@ def check_logits_suffice(method: str, stages: Sequence[Stage]) -> None:
     Raises:
         ValueError: naming the method and what to do.
     """
-    if all(stage.method.needs(stage.config).logits_suffice for stage in stages):
+    needs = [stage.method.needs(stage.config) for stage in stages]
+    if all(need.logits_suffice for need in needs):
         return
+    if any(need.members for need in needs):
+        raise ValueError(
+            f"method {method!r} reads each of several teachers by itself, and a cache holds the "
+            "logits of one; give the teachers themselves (--teacher A --teacher B), or learn from "
+            "the cache by kd"
+        )
     raise ValueError(
         f"method {method!r} reads its teacher's features in every step, and a cache holds logits "
         "alone; give the teacher itself (--teacher), or learn from the cache by a method of "
@@ -108,6 +115,8 @@ class StudentConfig(Settings):
 class TeacherConfig(Settings):
     """The network that teaches: a finished run, or a model and its weights; or what it once said.
 
+    In place of these fields a list may stand, of the fields of each of several teachers.
+
     Attributes:
         cache: the folder of its logits for the run's images, as ``limbeck cache`` makes it; the
             network then need not exist. If it is named, too, the cache must be of this one.
@@ -121,6 +130,7 @@ class TeacherConfig(Settings):
         in_chans: channels that it takes; None takes those of its weights, or the data's.
         model_kwargs: further arguments of timm's or torchvision's function.
         normalization: its own; None takes the run's, that of timm or torchvision, or the data's.
+        members: several teachers, each with fields of its own, in place of all these.
     """
 
     cache: str | None = None
@@ -133,9 +143,35 @@ class TeacherConfig(Settings):
     in_chans: PositiveInt | None = None
     model_kwargs: dict[str, JsonValue] = Field({})
     normalization: Normalization | None = None
+    members: tuple[TeacherConfig, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_is_several(cls, value: Any) -> Any:  # noqa: ANN401  (not yet checked)
+        return {"members": value} if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _several_are_several(self) -> Self:
+        beside = self.model_dump(exclude_defaults=True, exclude={"members"})
+        if self.members and beside:
+            raise ValueError(
+                f"{', '.join(beside)} cannot be for several teachers at once; give each its own, "
+                "inside members"
+            )
+        if len(self.members) == 1:
+            raise ValueError("several teachers are two at least, got one; give it without a list")
+        if any(member.members for member in self.members):
+            raise ValueError("a member is one teacher; name all of them in one list")
+        if any(member.cache is not None for member in self.members):
+            raise ValueError(
+                "a cache stands for one teacher alone; of several, name the networks themselves"
+            )
+        return self
 
     @model_validator(mode="after")
     def _weights_are_known(self) -> Self:
+        if self.members:
+            return self
         if self.run is None and self.name is None and self.cache is not None:
             given = self.model_fields_set - {"cache"}
             of_the_network = sorted(name for name in given if getattr(self, name))
@@ -168,7 +204,7 @@ class RunConfig(Settings):
             where they have no seed of their own.
         data: source, splits, labels, augmentation.
         student: the network that learns.
-        teacher: the network that teaches; None for a method without one.
+        teacher: the network that teaches, or several; None for a method without one.
         method: its ``name`` and settings.
         optim: optimiser.
         schedule: epochs and learning rate.
@@ -201,6 +237,9 @@ class RunConfig(Settings):
             )
         if self.teacher is not None and self.teacher.cache is not None:
             check_logits_suffice(self.method_name, self.stages())
+        count = len(self.teacher.members) if self.teacher is not None else 0
+        if count and any(stage.method.needs(stage.config).one_teacher for stage in self.stages()):
+            raise ValueError(several_refused(f"method {self.method_name!r}", count))
         if self.schedule.epochs < len(self.stages()):
             raise ValueError(
                 f"method {self.method_name!r} has {len(self.stages())} stages and needs at least "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 from torch.utils.data import Dataset
@@ -14,26 +15,36 @@ from limbeck.data import DataBundle, build_data, bundle_from_datasets
 from limbeck.engine.recorder import Observer
 from limbeck.models import is_vision_name, load_weights
 from limbeck.runs.caching import open_teacher
-from limbeck.runs.config import RunConfig
+from limbeck.runs.config import RunConfig, TeacherConfig
 from limbeck.runs.execute import Parts, execute, resume
 from limbeck.runs.folder import RunFolder, read_json
-from limbeck.runs.networks import build_student, take_student, take_teacher
+from limbeck.runs.networks import (
+    NamedNetwork,
+    build_student,
+    build_teacher,
+    join_teachers,
+    take_student,
+    take_teacher,
+)
 from limbeck.runs.summary import RunSummary
+from limbeck.teacher_cache import CachedTeacher
 
 __all__ = ["distill"]
+
+_OneTeacher: TypeAlias = str | nn.Module
 
 
 def distill(
     *,
     student: str | nn.Module,
-    teacher: str | nn.Module | None,
+    teacher: _OneTeacher | Sequence[_OneTeacher] | None,
     data: str | DataBundle | tuple[Dataset[Any], ...],
     output: str | Path,
     method: str = "kd",
     seed: int = 0,
     student_normalization: Normalization | None = None,
-    teacher_normalization: Normalization | None = None,
-    teacher_checkpoint: str | Path | None = None,
+    teacher_normalization: Normalization | Sequence[Normalization | None] | None = None,
+    teacher_checkpoint: str | Path | Sequence[str | Path | None] | None = None,
     settings: dict[str, Any] | None = None,
     observer: Observer | None = None,
 ) -> RunSummary:
@@ -43,15 +54,16 @@ def distill(
         student: a model's name, or a module, which is trained in place.
         teacher: the folder of a finished run; a model's name, with ``teacher_checkpoint`` or
             ``settings={"teacher": {"pretrained": True}}``; a module, which is frozen in place;
-            or None, with ``method="ce"``.
+            or None, with ``method="ce"``. A list of these for several.
         data: "digits"; a :class:`~limbeck.data.DataBundle`; or (train, test) or
             (train, val, test) datasets of (image, label), images as PIL or as tensors in [0, 1].
         output: the run folder to make. If it holds this very run unfinished, it is continued.
         method: its name; its settings go under ``settings["method"]``.
         seed: of everything random.
         student_normalization: None takes the data's own mean and deviation.
-        teacher_normalization: None takes that of the teacher's run, or the data's.
-        teacher_checkpoint: weights of a teacher given by name.
+        teacher_normalization: None takes that of the teacher's run, or the data's; a list for
+            several teachers, in their order.
+        teacher_checkpoint: weights of a teacher given by name; a list likewise.
         settings: further fields of :class:`~limbeck.RunConfig`, such as
             ``{"schedule": {"epochs": 30, "sched": "cosine"}}``.
         observer: told of progress; None is silent.
@@ -68,9 +80,9 @@ def distill(
     fields["student"] = {**fields.get("student", {}), "name": name}
     if student_normalization is not None:
         fields["student"]["normalization"] = student_normalization
-    fields["teacher"] = _teacher_fields(teacher, teacher_checkpoint, fields.get("teacher"))
-    if teacher_normalization is not None and fields["teacher"] is not None:
-        fields["teacher"]["normalization"] = teacher_normalization
+    fields["teacher"] = _teachers_fields(
+        teacher, teacher_checkpoint, teacher_normalization, fields.get("teacher")
+    )
     dataset = data if isinstance(data, str) else "python"
     fields["data"] = {**fields.get("data", {}), "dataset": dataset}
     config = RunConfig(**fields)
@@ -89,14 +101,55 @@ def _name(network: nn.Module) -> str:
     return f"python:{type(network).__name__}"
 
 
+def _is_several(teacher: _OneTeacher | Sequence[_OneTeacher] | None) -> bool:
+    return isinstance(teacher, Sequence) and not isinstance(teacher, str)
+
+
+def _teachers_fields(
+    teacher: Any,  # noqa: ANN401  (as `distill` takes it)
+    checkpoint: Any,  # noqa: ANN401
+    normalization: Any,  # noqa: ANN401
+    further: dict[str, Any] | None,
+) -> dict[str, Any] | list[dict[str, Any]] | None:
+    if not _is_several(teacher):
+        return _teacher_fields(teacher, checkpoint, normalization, further)
+    if further:
+        raise SettingsError(
+            f"settings['teacher'] is of one teacher, and there are {len(teacher)}; give lists of "
+            "teachers, teacher_checkpoint and teacher_normalization, or a config with all of them"
+        )
+    checkpoints = _for_each("teacher_checkpoint", checkpoint, len(teacher))
+    normalizations = _for_each("teacher_normalization", normalization, len(teacher))
+    return [
+        _teacher_fields(one, weights, own, None) or {}
+        for one, weights, own in zip(teacher, checkpoints, normalizations, strict=True)
+    ]
+
+
+def _for_each(name: str, given: Any, count: int) -> Sequence[Any]:  # noqa: ANN401
+    if given is None:
+        return [None] * count
+    if not isinstance(given, list | tuple) or len(given) != count:
+        raise SettingsError(
+            f"{name} must be a list with an entry, or None, for each of the {count} teachers; got "
+            f"{given!r}"
+        )
+    return given
+
+
 def _teacher_fields(
-    teacher: str | nn.Module | None,
+    teacher: _OneTeacher | None,
     checkpoint: str | Path | None,
+    normalization: Normalization | None,
     further: dict[str, Any] | None,
 ) -> dict[str, Any] | None:
-    if teacher is None:
-        return further
+    if teacher is None and further is None:
+        return None
     fields = dict(further or {})
+    if normalization is not None:
+        fields["normalization"] = normalization
+    if teacher is None:
+        return fields
     if isinstance(teacher, nn.Module):
         fields["name"] = _name(teacher)
     elif checkpoint is not None:
@@ -111,7 +164,7 @@ def _teacher_fields(
 def _parts(
     config: RunConfig,
     student: str | nn.Module,
-    teacher: str | nn.Module | None,
+    teacher: _OneTeacher | Sequence[_OneTeacher] | None,
     data: str | DataBundle | tuple[Dataset[Any], ...],
 ) -> Parts:
     """What the settings name, made; what was passed as an object, taken as it is."""
@@ -125,8 +178,11 @@ def _parts(
         pupil = take_student(student, config.student, bundle, seed=config.seed)
     else:
         pupil = build_student(config.student, bundle, seed=config.seed, typed=(student,))
-    master = None
-    if config.teacher is not None:
+    master: NamedNetwork | CachedTeacher | None = None
+    if config.teacher is not None and isinstance(teacher, Sequence) and _is_several(teacher):
+        pairs = zip(teacher, config.teacher.members, strict=True)
+        master = join_teachers([_member(one, settings, bundle) for one, settings in pairs])
+    elif config.teacher is not None:
         passed = None
         if isinstance(teacher, nn.Module):
             passed = take_teacher(teacher, config.teacher, bundle)
@@ -138,6 +194,12 @@ def _parts(
             scores=config.reads_teacher_scores,
         )
     return Parts(bundle, pupil, master)
+
+
+def _member(teacher: _OneTeacher, config: TeacherConfig, bundle: DataBundle) -> NamedNetwork:
+    if isinstance(teacher, nn.Module):
+        return take_teacher(teacher, config, bundle)
+    return build_teacher(config, bundle, typed=(teacher,))
 
 
 def _check_same(folder: RunFolder, config: RunConfig) -> None:

@@ -28,7 +28,7 @@ from limbeck.engine.loop import Interruption, Question, StageLoop, drive
 from limbeck.engine.optim import ScheduleConfig
 from limbeck.engine.probe import build_learner, check_fit, dry_forward, freeze_idle
 from limbeck.engine.recorder import Observer, Recorder, SilentObserver
-from limbeck.methods.base import Method, Stage
+from limbeck.methods.base import Method, Needs, Stage
 from limbeck.methods.feature.simkd import ReusedClassifier
 from limbeck.models import save_weights, summarise
 from limbeck.runs.caching import check_cache, open_teacher
@@ -45,8 +45,14 @@ from limbeck.runs.networks import NamedNetwork, StudentCard, build_student
 from limbeck.runs.predictions import judge_answers, write_predictions
 from limbeck.runs.prepared import keep_buffers, prepared_path, recall_buffers
 from limbeck.runs.provenance import sources_hash
-from limbeck.runs.summary import EpochResult, RunSummary, TestResult, read_summary
-from limbeck.teacher import Teacher, state_hash
+from limbeck.runs.summary import (
+    EpochResult,
+    RunSummary,
+    TeacherResult,
+    TestResult,
+    read_summary,
+)
+from limbeck.teacher import Teacher, TeacherEnsemble, state_hash
 from limbeck.teacher_cache import CachedTeacher
 
 __all__ = [
@@ -75,7 +81,8 @@ class Parts:
     Attributes:
         data: splits in place.
         student: fresh.
-        teacher: with its weights, or what it once answered; None where the method has none.
+        teacher: with its weights, or several, or what one once answered; None where the method
+            has none.
         beside: further networks whose answers are kept beside the student's and judge its
             fidelity; they teach nothing. "teacher" where the run has none of its own, as the
             matched baseline, and "independent", the control.
@@ -323,9 +330,11 @@ class _Session:
         self.loader = self._make_loader()
         self._taps = ExitStack()  # hooks on the two networks
         self.teacher_hashes = teacher_hashes(None)
-        self.teacher_val: dict[str, float] | None = None
+        self.member_hashes: dict[str, str] = {}  # by role; see `_members`
+        self.teacher_val: dict[str, dict[str, float]] = {}  # by role; see `_teacher_roles`
         self.stage_index = 0
-        self.teacher: Teacher | CachedTeacher | None = None
+        self.teacher: Teacher | TeacherEnsemble | CachedTeacher | None = None
+        self.opened: list[Teacher] = []  # the same, one by one, but for a cache
         self.learner: Learner
         noted: tuple[DataBundle | NamedNetwork, ...] = (parts.data, parts.student)
         if isinstance(parts.teacher, NamedNetwork):
@@ -342,7 +351,8 @@ class _Session:
             parameter.requires_grad_(self.trainable[name])
         self.student._compiled_call_impl = None
         if isinstance(self.parts.teacher, NamedNetwork):
-            self.parts.teacher.network._compiled_call_impl = None
+            for one in self.parts.teacher.each:
+                one.network._compiled_call_impl = None
 
     def _place(self, network: nn.Module) -> nn.Module:
         return network.to(self.device).to(memory_format=self.config.train.memory_format)
@@ -355,7 +365,7 @@ class _Session:
     # -- teacher ---------------------------------------------------------------------------
 
     def open_teacher(self, *, judge: bool = True) -> None:
-        """Move the teacher to the device, seal it, and say how good it is."""
+        """Move the teacher to the device, seal it, and say how good it is; or each of several."""
         named = self.parts.teacher
         if named is None:
             return
@@ -365,14 +375,14 @@ class _Session:
             self.note(f"teacher: {named.describe()}")
         else:
             _check_apart(self.parts.student.network, named.network)
-            teacher = Teacher(  # frozen now
-                self._place(named.network),
-                normalization=named.normalization,
-                classes=named.classes,
-                scores=self.config.reads_teacher_scores,
-            ).to(self.device)
-            outputs = dry_forward("teacher", teacher, self._dry_batch(_DRY_IMAGES))
-            check_fit(Outputs(), outputs, num_classes=self.parts.data.num_classes)
+            self._place(named.network)
+            batch, needs = self._dry_batch(_DRY_IMAGES), Needs()
+            needs = dataclasses.replace(needs, teacher_scores=self.config.reads_teacher_scores)
+            for role, one in _members(named).items():
+                self.member_hashes[role] = state_hash(one.network)
+                with _naming(role, one):
+                    outputs = dry_forward("teacher", self._open(one, needs), batch)
+                    check_fit(Outputs(), outputs, num_classes=self.parts.data.num_classes)
         split = self.parts.data.val
         if not judge:
             return
@@ -382,16 +392,35 @@ class _Session:
         if split is None:
             self.note("no validation split: the teacher's accuracy is not checked before training")
             return
-        self.teacher_val = self._judge({"teacher": named}, "val")["teacher"]
-        top1, classes = self.teacher_val["top1"], self.parts.data.num_classes
-        self.note(f"teacher {named.name}: {top1:.2%} on validation ({len(split)} images)")
-        # Three standard errors above guessing.
-        chance = 1 / classes
-        if top1 < chance + 3 * math.sqrt(chance * (1 - chance) / len(split)):
+        self.teacher_val = self._judge(_teacher_roles(named), "val")
+        chance = 1 / self.parts.data.num_classes
+        for role, name in _names(named).items():
+            top1 = self.teacher_val[role]["top1"]
+            called = _called(role)
+            self.note(f"{called} {name}: {top1:.2%} on validation ({len(split)} images)")
+            # Three standard errors above guessing.
+            if top1 < chance + 3 * math.sqrt(chance * (1 - chance) / len(split)):
+                self.note(
+                    f"warning: the {called} is hardly better than guessing ({chance:.2%}); are "
+                    "these its weights, its normalisation and its classes?"
+                )
+        if len(self.member_hashes) > 1:
+            top1 = self.teacher_val["teacher"]["top1"]
             self.note(
-                f"warning: the teacher is hardly better than guessing ({chance:.2%}); are these "
-                "its weights, its normalisation and its classes?"
+                f"the {len(self.member_hashes)} teachers together, by their mean probability: "
+                f"{top1:.2%} on validation"
             )
+
+    def _open(self, named: NamedNetwork, needs: Needs) -> Teacher:
+        """A network as a teacher: frozen from now on."""
+        return Teacher(
+            named.network,
+            normalization=named.normalization,
+            layers=needs.teacher_layers,
+            classifier=needs.teacher_classifier,
+            classes=named.classes,
+            scores=needs.teacher_scores,
+        ).to(self.device)
 
     def _judge(
         self,
@@ -450,10 +479,11 @@ class _Session:
         stage = self.stage
         for whose, tap in (
             ("student", self.learner.observed.tap),
-            ("teacher", self.teacher.observed.tap if isinstance(self.teacher, Teacher) else None),
+            *(
+                (f"teacher {number}" if len(self.opened) > 1 else "teacher", one.observed.tap)
+                for number, one in enumerate(self.opened, start=1)
+            ),
         ):
-            if tap is None:
-                continue
             for asked, address in tap.addresses.items():
                 meant = "" if asked == address else f" = {address}"
                 if asked in tap.reasons:
@@ -478,20 +508,7 @@ class _Session:
             parameter.requires_grad_(self.trainable[name])
         self._taps.close()
         self.loader = self._make_loader(needs.views)
-        named = self.parts.teacher
-        self.teacher = None
-        if isinstance(named, CachedTeacher) and needs.teacher:
-            self.teacher = named.placed(self.device, cycle=self.config.data.augment.cycle)
-        elif isinstance(named, NamedNetwork) and needs.teacher:
-            self.teacher = Teacher(
-                named.network,
-                normalization=named.normalization,
-                layers=needs.teacher_layers,
-                classifier=needs.teacher_classifier,
-                classes=named.classes,
-                scores=needs.teacher_scores,
-            ).to(self.device)
-            self._taps.callback(self.teacher.observed.tap.close)
+        self._open_teachers(needs)
         data = self.parts.data
         batch = self._dry_batch(_DRY_IMAGES, needs.views)
         self.learner = build_learner(
@@ -522,6 +539,21 @@ class _Session:
             num_steps=epochs * self.loader.num_steps,
             seed=self.config.seed,
         )
+
+    def _open_teachers(self, needs: Needs) -> None:
+        """Those of a stage, as its method needs them."""
+        named = self.parts.teacher
+        self.opened, self.teacher = [], None
+        if named is None or not needs.teacher:
+            return
+        if isinstance(named, CachedTeacher):
+            self.teacher = named.placed(self.device, cycle=self.config.data.augment.cycle)
+            return
+        self.opened = [self._open(one, needs) for one in named.each]
+        for teacher in self.opened:
+            self._taps.callback(teacher.observed.tap.close)
+        several = len(self.opened) > 1
+        self.teacher = TeacherEnsemble(self.opened) if several else self.opened[0]
 
     def _prepare(self, method: Method[Any]) -> None:
         if self.teacher is None:
@@ -609,8 +641,8 @@ class _Session:
         # Hooks set before compiling must fire in the compiled graph, also where another
         # instance of the same class was compiled without any.
         torch._dynamo.config.skip_nnmodule_hook_guards = False
-        if isinstance(self.teacher, Teacher):
-            self.teacher.network.compile()
+        for teacher in self.opened:
+            teacher.network.compile()
         if stopped:
             self.note(f"stage {self.stage.name}: its stopped forward pass is not compiled")
         else:
@@ -737,9 +769,10 @@ class _Session:
         best = loop.best if loop.best.epoch >= 0 else None
         networks = self._judged(deployed, None if best is None else best.weights)
         test, answers = self._read_held_out(networks)
-        teacher_hash = self.teacher_hashes["teacher_hash"]
-        if isinstance(self.parts.teacher, NamedNetwork) and teacher_hash is not None:
-            Teacher(self.parts.teacher.network).check_unchanged(teacher_hash)
+        taught = self.parts.teacher
+        for role, one in _members(taught).items():
+            with _naming(role, one):
+                Teacher(one.network).check_unchanged(self.member_hashes[role])
         peak_memory = self._peak_memory()  # before anything is measured that training did not do
         embedding = self._judge_embedding(networks["last"])
         speed = self._speed(deployed)
@@ -759,7 +792,7 @@ class _Session:
             method=self.config.method_name,
             seed=self.config.seed,
             student=named.name,
-            teacher=None if self.parts.teacher is None else self.parts.teacher.name,
+            teacher=None if taught is None else taught.name,
             config_hash=self.config.hash(),
             data_hash=self.data_hash,
             student_hash=state_hash(deployed),
@@ -773,29 +806,43 @@ class _Session:
             test=None
             if test is None
             else TestResult(last=test["last"], best_on_validation=test.get("best_on_validation")),
-            teacher_val=self.teacher_val,
-            teacher_test=None
-            if test is None or self.parts.teacher is None
-            else test.get("teacher"),
+            teacher_val=self.teacher_val.get("teacher"),
+            teacher_test=None if test is None or taught is None else test.get("teacher"),
             seconds=round(seconds, 3),
             images_per_second=round(self.past["images"] / max(seconds, 1e-9), 1),
             notices=tuple(self.notices),
             split_hashes=self.split_hashes,
             scores=scores,
-            teacher_seconds=None
-            if self.parts.teacher is None
-            else round(self.past["teacher_seconds"], 3),
+            teacher_seconds=None if taught is None else round(self.past["teacher_seconds"], 3),
             peak_memory_bytes=peak_memory,
             deployed_bytes=deployed_bytes(deployed),
             inference_images_per_second=round(speed, 1),
             embedding=embedding,
             floor_images_per_second=None if floor is None else round(floor, 1),
             split_sizes={name: len(source) for name, source in data.splits.items()},
+            teachers=self._teacher_results(test),
         )
         if self.world.is_main:
             weights = (last_weights, None if best is None else best.weights)
             self._write(folder, deployed, *weights, summary)
         return summary
+
+    def _teacher_results(
+        self, test: Mapping[str, dict[str, float]] | None
+    ) -> tuple[TeacherResult, ...]:
+        """Of several teachers, each."""
+        named = self.parts.teacher
+        if not isinstance(named, NamedNetwork) or not named.members:
+            return ()
+        return tuple(
+            TeacherResult(
+                name=one.name,
+                state_hash=self.member_hashes[role],
+                val=self.teacher_val.get(role),
+                test=None if test is None else test.get(role),
+            )
+            for role, one in _members(named).items()
+        )
 
     def _judged(
         self, deployed: nn.Module, best: Mapping[str, Tensor] | None
@@ -816,7 +863,7 @@ class _Session:
                 self._place(named.network)
             networks[name] = named
         if self.parts.teacher is not None and self.config.reads_teacher_scores:
-            networks["teacher"] = self.parts.teacher
+            networks |= _teacher_roles(self.parts.teacher)
         return networks
 
     def _read_held_out(
@@ -952,6 +999,43 @@ def teacher_hashes(teacher: NamedNetwork | CachedTeacher | None) -> dict[str, st
         "teacher_hash": None if teacher is None else state_hash(teacher.network),
         "teacher_cache": None,
     }
+
+
+def _members(named: NamedNetwork | CachedTeacher | None) -> dict[str, NamedNetwork]:
+    """Networks one by one: "teacher", or "teacher1" and so on where there are several."""
+    if not isinstance(named, NamedNetwork):
+        return {}
+    if not named.members:
+        return {"teacher": named}
+    return {f"teacher{number}": one for number, one in enumerate(named.members, start=1)}
+
+
+def _names(named: NamedNetwork | CachedTeacher) -> dict[str, str]:
+    """Of teachers one by one."""
+    return {role: one.name for role, one in _members(named).items()} or {"teacher": named.name}
+
+
+def _teacher_roles(
+    named: NamedNetwork | CachedTeacher,
+) -> dict[str, NamedNetwork | CachedTeacher]:
+    """The same, and "teacher" for all together."""
+    return {"teacher": named} | _members(named)
+
+
+def _called(role: str) -> str:
+    """For people: "teacher1" is teacher 1."""
+    return f"teacher {role.removeprefix('teacher')}".rstrip()
+
+
+@contextmanager
+def _naming(role: str, one: NamedNetwork) -> Iterator[None]:
+    """Say which of several teachers an error is of."""
+    try:
+        yield
+    except (ModelError, TeacherChangedError) as error:
+        if role == "teacher":
+            raise
+        raise type(error)(f"{_called(role)}, {one.name}: {error}") from error
 
 
 def _check_same_inputs(

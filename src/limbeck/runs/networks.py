@@ -31,6 +31,7 @@ from limbeck.models import (
 from limbeck.runs.class_map import read_class_map
 from limbeck.runs.config import StudentConfig, TeacherConfig
 from limbeck.runs.folder import RunFolder, read_json
+from limbeck.teacher import Teacher, TeacherEnsemble, state_hash
 
 __all__ = [
     "DataFacts",
@@ -38,6 +39,7 @@ __all__ = [
     "StudentCard",
     "build_student",
     "build_teacher",
+    "join_teachers",
     "load_student",
     "take_student",
     "take_teacher",
@@ -81,6 +83,7 @@ class NamedNetwork:
         classes: which of its classes are the data's, in the data's order; None for all.
         frozen: names of parts that do not train.
         notes: what is worth saying of it.
+        members: of several teachers, each; the network is then all of them together.
     """
 
     network: nn.Module
@@ -89,6 +92,12 @@ class NamedNetwork:
     classes: tuple[int, ...] | None = None
     frozen: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    members: tuple[NamedNetwork, ...] = ()
+
+    @property
+    def each(self) -> tuple[NamedNetwork, ...]:
+        """The members, or itself where it is one network."""
+        return self.members or (self,)
 
     def answering(self, device: torch.device | None = None) -> LogitNetwork:
         """From images in [0, 1] to logits of the data's classes, on ``device``."""
@@ -242,7 +251,7 @@ def build_teacher(
     typed: Collection[str] = (),
     scores: bool = True,
 ) -> NamedNetwork:
-    """The teacher with its weights.
+    """The teacher with its weights, or several.
 
     Args:
         config: what it is.
@@ -253,10 +262,12 @@ def build_teacher(
     Raises:
         UnknownNameError: with the nearest names, for an unknown model.
         ModelError: if the teacher has other classes than the data, and no class map says which;
-            or if a cache of its logits is all there is.
+            if one of several is there twice; or if a cache of its logits is all there is.
         CheckpointError: if its weights are of another network.
     """
     data = _facts(bundle)
+    if config.members:
+        return join_teachers([build_teacher(one, data, typed=typed) for one in config.members])
     if config.run is not None:
         return _teacher_of_run(config, data, typed, scores=scores)
     if config.name is None:
@@ -277,6 +288,36 @@ def take_teacher(network: nn.Module, config: TeacherConfig, bundle: DataBundle) 
     opened = _passed_in(network, config, data)
     normalization = _normalization(config.normalization, opened, data)
     return _teacher(config, opened, normalization, config.name, data)
+
+
+def join_teachers(teachers: Sequence[NamedNetwork]) -> NamedNetwork:
+    """Several teachers as one that answers by their mean probability; they are frozen.
+
+    Raises:
+        ModelError: if one of them is there twice.
+    """
+    seen: dict[object, int] = {}
+    for number, one in enumerate(teachers, start=1):
+        key = state_hash(one.network), one.normalization, one.classes
+        if key in seen:
+            raise ModelError(
+                f"teachers {seen[key]} and {number} are the same: {one.name}, with equal weights. "
+                "Two that always agree teach what one does; leave one of them out"
+            )
+        seen[key] = number
+    network = TeacherEnsemble(
+        [
+            Teacher(one.network, normalization=one.normalization, classes=one.classes)
+            for one in teachers
+        ]
+    )
+    return NamedNetwork(
+        network,
+        Normalization(),
+        " + ".join(one.name for one in teachers),
+        notes=tuple(note for one in teachers for note in one.notes),
+        members=tuple(teachers),
+    )
 
 
 def _teacher_of_run(

@@ -286,7 +286,8 @@ def _looks(record: ComparisonRecord) -> tuple[int, ...]:
 def _models(config: CompareConfig) -> list[str]:
     runs = [config.shared, *([config.teacher_training] if config.teacher_training else [])]
     teachers = [t for t in (config.teacher, config.independent_teacher) if t is not None]
-    return [run.student.name for run in runs] + [t.name for t in teachers if t.name is not None]
+    each = [one for teacher in teachers for one in (teacher.members or (teacher,))]
+    return [run.student.name for run in runs] + [t.name for t in each if t.name is not None]
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ from pydantic import Field
 from limbeck.core.settings import Settings
 from limbeck.runs.folder import RunFolder, read_json
 
-__all__ = ["EpochResult", "RunSummary", "TestResult", "read_summary"]
+__all__ = ["EpochResult", "RunSummary", "TeacherResult", "TestResult", "read_summary"]
 
 
 class EpochResult(Settings):
@@ -28,6 +28,22 @@ class TestResult(Settings):
     best_on_validation: dict[str, float] | None = None
 
 
+class TeacherResult(Settings):
+    """One of several teachers.
+
+    Attributes:
+        name: of the network.
+        state_hash: of its state, the same before and after.
+        val: on validation; None without validation.
+        test: on the test split; None where there is none.
+    """
+
+    name: str
+    state_hash: str
+    val: dict[str, float] | None
+    test: dict[str, float] | None
+
+
 class RunSummary(Settings):
     """Accuracies in [0, 1], losses in nats, times in seconds.
 
@@ -36,25 +52,26 @@ class RunSummary(Settings):
         method: name of the method.
         seed: of the run.
         student: name of the student.
-        teacher: name of the teacher, or None.
+        teacher: name of the teacher, of several all names; or None.
         config_hash: of the settings.
         data_hash: of images, labels and splits.
         student_hash: of the deployed weights after the last epoch.
-        teacher_hash: of the teacher's state, the same before and after.
+        teacher_hash: of the teacher's state, of several together, the same before and after.
         teacher_cache: of its stored answers, where the run learnt from these; else None.
         num_parameters: of what is deployed.
         num_macs: multiply-adds of one image.
         last: after the last epoch.
         best_on_validation: the epoch chosen by validation accuracy; None without validation.
         test: on the test split; None where there is none.
-        teacher_val: the teacher on validation.
-        teacher_test: the teacher on the test split.
+        teacher_val: the teacher on validation; several by their mean probability.
+        teacher_test: the same on the test split.
         seconds: of training, without evaluation, over all sittings.
         images_per_second: training images over those seconds.
         notices: what the run found worth saying.
         split_hashes: of each split that ``data_hash`` is made of.
         scores: every metric of :data:`~limbeck.metrics.info.METRICS` on the test split, for
-            "last", "best_on_validation" and the "teacher"; None where one is over no images.
+            "last", "best_on_validation" and the "teacher", of several also "teacher1" and so on;
+            None where one is over no images.
         teacher_seconds: the part of ``seconds`` that the teacher's forward passes took.
         peak_memory_bytes: the most that training and judging had in use; see
             :class:`~limbeck.runs.measure.PeakMemory`.
@@ -68,6 +85,7 @@ class RunSummary(Settings):
             and this library add, measured after training in the same process; see
             :func:`~limbeck.runs.measure.floor_images_per_second`. None without room for it.
         split_sizes: images of each split.
+        teachers: of several teachers, each by itself; empty where one taught.
     """
 
     version: str
@@ -99,6 +117,7 @@ class RunSummary(Settings):
     embedding: dict[str, dict[str, dict[str, float]]] = Field({})
     floor_images_per_second: float | None = None
     split_sizes: dict[str, int] = Field({})
+    teachers: tuple[TeacherResult, ...] = ()
 
 
 def read_summary(folder: str | Path) -> RunSummary:

@@ -6,6 +6,10 @@ A method's own figure is that of a whole run as ``limbeck.distill`` makes it: re
 mirroring real batches, normalisation, taps, loss, checks, recording; without evaluation.
 
     python benchmarks/step.py --steps 20 --rounds 3
+    python benchmarks/step.py --teachers 3 --methods kd,multi_teacher,multi_teacher:aekd
+
+With several teachers the floor has the forward passes of all. What follows a colon is the method's
+``fusion``.
 
 Each round times the floor and then every method; the first round warms up and is dropped. The
 ratio is taken within a round, so that a machine whose speed drifts changes it little.
@@ -43,13 +47,21 @@ def random_images(count: int) -> DataBundle:
     return DataBundle(name="random", train=train, val=None, test=None, normalization=normalization)
 
 
+def networks(options: argparse.Namespace) -> list[torch.nn.Module]:
+    """The teachers, each with other weights."""
+    return [
+        create_model(options.teacher, num_classes=CLASSES, in_chans=3, seed=seed)
+        for seed in range(options.teachers)
+    ]
+
+
 def floor(options: argparse.Namespace, *, with_teacher: bool) -> float:
     """Images per second of the bare computation."""
     device = torch.device(options.device)
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     student = create_model(options.student, num_classes=CLASSES, in_chans=3)
-    teacher = create_model(options.teacher, num_classes=CLASSES, in_chans=3).eval()
-    student, teacher = (n.to(device, memory_format=layout) for n in (student, teacher))
+    student = student.to(device, memory_format=layout)
+    teachers = [n.to(device, memory_format=layout).eval() for n in networks(options)]
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     image = torch.rand(options.batch_size, 3, 32, 32).to(device, memory_format=layout)
     label = torch.arange(options.batch_size, device=device) % CLASSES
@@ -57,7 +69,8 @@ def floor(options: argparse.Namespace, *, with_teacher: bool) -> float:
     for _ in range(options.steps):
         if with_teacher:
             with torch.no_grad():
-                teacher(image)
+                for teacher in teachers:
+                    teacher(image)
         F.cross_entropy(student(image), label).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -68,19 +81,19 @@ def floor(options: argparse.Namespace, *, with_teacher: bool) -> float:
 
 def method(name: str, options: argparse.Namespace, data: DataBundle) -> float:
     """Images per second of a run."""
-    teacher = None
-    if name != "ce":
-        teacher = create_model(options.teacher, num_classes=CLASSES, in_chans=3)
+    name, _, fusion = name.partition(":")
+    teachers = networks(options) if name != "ce" else [None]
     with tempfile.TemporaryDirectory() as scratch:
         summary = limbeck.distill(
             student=create_model(options.student, num_classes=CLASSES, in_chans=3),
-            teacher=teacher,
+            teacher=teachers if len(teachers) > 1 else teachers[0],
             method=name,
             data=data,
             output=Path(scratch) / "run",
             settings={
                 "data": {"augment": {"crop_padding": 4, "flip": True}, "val_fraction": 0},
                 # Two-stage methods need an epoch for each stage.
+                "method": {"fusion": fusion} if fusion else {},
                 "schedule": {"epochs": 2, "sched": "constant"},
                 "train": {
                     "batch_size": options.batch_size,
@@ -96,6 +109,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", default="resnet32x4")
+    parser.add_argument("--teachers", type=int, default=1, help="so many, of one architecture")
     parser.add_argument("--student", default="resnet8x4")
     parser.add_argument("--methods", default="ce,kd,fitnet,fitnet_one_stage,rkd")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -115,7 +129,8 @@ def main() -> None:
             speeds.setdefault(name, []).append(speed)
     device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor()
     print(
-        f"{options.teacher} -> {options.student}, batch {options.batch_size}, {options.device} "
+        f"{options.teachers} x {options.teacher} -> {options.student}, "
+        f"batch {options.batch_size}, {options.device} "
         f"({device or platform.machine()}, {torch.get_num_threads()} threads), "
         f"torch {torch.__version__}, channels_last {options.channels_last}; "
         f"medians of {options.rounds} rounds"

@@ -19,8 +19,11 @@ from limbeck.methods.feature.reviewkd import hcl_loss
 from limbeck.methods.feature.vid import vid_loss
 from limbeck.methods.feature.wkd_feature import WKDDistance, wkd_feature_loss
 from limbeck.methods.output.bkd import balanced_kd_loss
+from limbeck.methods.output.born_again import confidence_weighted_loss, permute_dark_knowledge
+from limbeck.methods.output.dgkd import dense_guidance_loss
 from limbeck.methods.output.dist import dist_loss
 from limbeck.methods.output.dkd import dkd_loss
+from limbeck.methods.output.dml import mutual_loss
 from limbeck.methods.output.hard_label import hard_label_loss
 from limbeck.methods.output.mlkd import mlkd_loss
 from limbeck.methods.output.multi_teacher import confidence_hint_loss, fused_kd_loss
@@ -49,9 +52,11 @@ __all__ = [
     "cc_loss",
     "class_maps",
     "confidence_hint_loss",
+    "confidence_weighted_loss",
     "cosine_distance",
     "crd_loss",
     "debiased_cka",
+    "dense_guidance_loss",
     "dist_loss",
     "dkd_loss",
     "fsp_loss",
@@ -66,7 +71,9 @@ __all__ = [
     "linear_cka",
     "lipschitz_loss",
     "mlkd_loss",
+    "mutual_loss",
     "ofd_loss",
+    "permute_dark_knowledge",
     "pkt_loss",
     "rbf_cka",
     "relation_loss",

@@ -27,6 +27,14 @@ VARIANTS = {
         ),
         *({"fusion": "aekd", "unit_gradients": switch} for switch in (False, True)),
     ],
+    "takd": [{"reduction": "mean"}],
+    "dgkd": [
+        {"drop_count": 0},
+        {"drop_count": 0, "keep_probability": 0.5},
+        {"reduction": "mean", "kd_share": 0.5},
+    ],
+    "dml": [{"target": "mean"}],
+    "born_again": [{"target": "confidence"}, {"target": "permuted"}],
     "wkd_logit": [{"temperature": 1}, {"cost": "logits"}, {"cost": "classifier"}],
     "sinkhorn_logit": [{"temperature": 1}],
 }

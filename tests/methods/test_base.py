@@ -9,7 +9,17 @@ from torch import nn
 
 from limbeck.core.errors import ModelError, SettingsError, UnknownNameError
 from limbeck.core.types import Batch, Outputs, Progress
-from limbeck.methods.base import BatchNormInfo, Method, MethodConfig, Needs, Probe, cross_entropy
+from limbeck.methods.base import (
+    BatchNormInfo,
+    Method,
+    MethodConfig,
+    Needs,
+    OwnNetwork,
+    Probe,
+    Stage,
+    cross_entropy,
+)
+from limbeck.methods.ce import CE, CEConfig
 
 
 @pytest.fixture
@@ -203,3 +213,44 @@ def test_a_method_without_a_loss_says_so():
     batch = Batch(index=torch.arange(1), image=torch.zeros(1, 1, 2, 2), label=torch.zeros(1).long())
     with pytest.raises(NotImplementedError):
         Plain(MethodConfig())(batch, Outputs(), Outputs(), Progress())
+
+
+# -- stages ----------------------------------------------------------------------------------
+
+
+def stage(**fields):
+    return Stage(**{"name": "train", "method": Plain, "config": MethodConfig(), **fields})
+
+
+def test_a_stage_trains_the_runs_student_with_the_runs_teacher_unless_it_says_more():
+    assert stage().own_networks() == {}
+    assert stage().uses_run_teacher
+    assert not stage().is_finished
+    assert not stage(method=CE, config=CEConfig()).uses_run_teacher
+    assert not stage(teachers=("assistant1",)).uses_run_teacher
+
+
+def test_a_stages_own_network_has_its_name_and_peers_are_counted():
+    own, peers = OwnNetwork(model="resnet20"), (OwnNetwork(), OwnNetwork(model="resnet8"))
+    found = stage(student=own, peers=peers).own_networks()
+    assert found == {"train": own, "peer1": peers[0], "peer2": peers[1]}
+
+
+def test_a_stage_whose_student_is_there_is_finished():
+    assert stage(student=OwnNetwork(run="somewhere")).is_finished
+    assert not stage(student=OwnNetwork(model="resnet20")).is_finished
+
+
+def test_a_network_that_is_neither_name_nor_folder_is_refused():
+    class Holder(MethodConfig):
+        network: OwnNetwork
+
+    with pytest.raises(SettingsError, match="network: give a model's name or a finished run's"):
+        Holder(network=4)
+
+
+@pytest.mark.parametrize("fields", [{}, {"model": "resnet20"}, {"run": "runs/a"}], ids=str)
+def test_a_network_is_written_down_as_it_was_given(fields):
+    network = OwnNetwork(**fields)
+    assert network.plain() == fields
+    assert OwnNetwork.read(network.plain()) == network

@@ -36,17 +36,26 @@ def test_a_family_is_the_folder_of_its_file(name):
     assert entry.config.__name__ in module.__all__
 
 
-def test_only_the_baseline_has_no_teacher():
+def test_only_the_baseline_and_mutual_learning_have_no_teacher():
     without = [
         name
         for name, entry in METHODS.items()
         if not any(s.method.needs(s.config).teacher for s in entry.stages(entry.config()))
     ]
-    assert without == ["ce"]
+    assert without == ["ce", "dml"]
 
 
-def test_fitnet_and_fsp_alone_have_two_stages():
+def test_only_these_have_several_stages_or_call_theirs_otherwise():
     stages = {n: [s.name for s in e.stages(e.config())] for n, e in METHODS.items()}
     assert stages.pop("fitnet") == ["hint", "distil"]
     assert stages.pop("fsp") == ["init", "train"]
+    assert stages.pop("born_again") == ["generation1", "generation2", "generation3"]
+    assert stages.pop("takd") == stages.pop("dgkd") == ["student"]  # before them, the assistants
     assert all(names == ["train"] for names in stages.values())
+
+
+def test_the_chains_alone_have_a_setting_that_must_be_given():
+    assert {name for name, entry in METHODS.items() if entry.required} == {"dgkd", "takd"}
+    for name in ("dgkd", "takd"):
+        assert METHODS[name].required.keys() == {"assistants"}
+        assert METHODS[name].config().assistants == ()

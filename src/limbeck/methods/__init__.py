@@ -24,9 +24,12 @@ from limbeck.methods.feature.simkd import SimKD, SimKDConfig
 from limbeck.methods.feature.vid import VID, VIDConfig
 from limbeck.methods.feature.wkd_feature import WKDFeature, WKDFeatureConfig
 from limbeck.methods.output.bkd import BKD, BKDConfig
+from limbeck.methods.output.born_again import BornAgainConfig, born_again_stages
 from limbeck.methods.output.ctkd import CTKD, CTKDConfig
+from limbeck.methods.output.dgkd import DGKDConfig, dgkd_stages
 from limbeck.methods.output.dist import DIST, DISTConfig
 from limbeck.methods.output.dkd import DKD, DKDConfig
+from limbeck.methods.output.dml import DMLConfig, dml_stages
 from limbeck.methods.output.hard_label import HardLabel, HardLabelConfig
 from limbeck.methods.output.kd import KD, KDConfig
 from limbeck.methods.output.lskd import LSKDConfig
@@ -34,6 +37,7 @@ from limbeck.methods.output.mlkd import MLKD, MLKDConfig
 from limbeck.methods.output.multi_teacher import MultiTeacher, MultiTeacherConfig
 from limbeck.methods.output.sinkhorn_logit import SinkhornLogitConfig
 from limbeck.methods.output.soft_label import SoftLabelConfig
+from limbeck.methods.output.takd import TAKDConfig, takd_stages
 from limbeck.methods.output.wkd_logit import WKDLogit, WKDLogitConfig
 from limbeck.methods.relation.cc import CC, CCConfig
 from limbeck.methods.relation.cc_kernel import CCKernel, CCKernelConfig
@@ -54,6 +58,13 @@ def _one_stage(method: type[Method[Any]]) -> Callable[[Any], tuple[Stage, ...]]:
     return lambda config: (Stage(name="train", method=method, config=config),)
 
 
+_ASSISTANTS = MappingProxyType(
+    {
+        "assistants": "networks between teacher and student in size, the largest first "
+        "(--assistants A,B: names of models, or folders of finished runs)"
+    }
+)
+
 METHODS: Final[Mapping[str, MethodEntry]] = MappingProxyType(
     {
         "at": MethodEntry(
@@ -67,6 +78,12 @@ METHODS: Final[Mapping[str, MethodEntry]] = MappingProxyType(
             config=BKDConfig,
             stages=_one_stage(BKD),
             card="limbeck.methods.output.bkd",
+        ),
+        "born_again": MethodEntry(
+            family="output",
+            config=BornAgainConfig,
+            stages=born_again_stages,
+            card="limbeck.methods.output.born_again",
         ),
         "cat_kd": MethodEntry(
             family="feature",
@@ -107,6 +124,13 @@ METHODS: Final[Mapping[str, MethodEntry]] = MappingProxyType(
             stages=_one_stage(CTKD),
             card="limbeck.methods.output.ctkd",
         ),
+        "dgkd": MethodEntry(
+            family="output",
+            config=DGKDConfig,
+            stages=dgkd_stages,
+            card="limbeck.methods.output.dgkd",
+            required=_ASSISTANTS,
+        ),
         "dist": MethodEntry(
             family="output",
             config=DISTConfig,
@@ -118,6 +142,12 @@ METHODS: Final[Mapping[str, MethodEntry]] = MappingProxyType(
             config=DKDConfig,
             stages=_one_stage(DKD),
             card="limbeck.methods.output.dkd",
+        ),
+        "dml": MethodEntry(
+            family="output",
+            config=DMLConfig,
+            stages=dml_stages,
+            card="limbeck.methods.output.dml",
         ),
         "fitnet": MethodEntry(
             family="feature",
@@ -238,6 +268,13 @@ METHODS: Final[Mapping[str, MethodEntry]] = MappingProxyType(
             config=SPConfig,
             stages=_one_stage(SP),
             card="limbeck.methods.relation.sp",
+        ),
+        "takd": MethodEntry(
+            family="output",
+            config=TAKDConfig,
+            stages=takd_stages,
+            card="limbeck.methods.output.takd",
+            required=_ASSISTANTS,
         ),
         "vid": MethodEntry(
             family="feature",

@@ -11,11 +11,12 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Literal, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor, nn
 
 from limbeck.core.errors import ModelError, UnknownNameError
@@ -24,16 +25,20 @@ from limbeck.core.types import UNLABELLED, Batch, LossTerms, Outputs, Progress
 from limbeck.functional.precision import widened
 
 __all__ = [
+    "RUN_TEACHER",
     "BatchNormInfo",
     "Method",
     "MethodConfig",
     "MethodEntry",
     "Needs",
+    "OwnNetwork",
     "Probe",
     "Stage",
     "cross_entropy",
     "several_refused",
 ]
+
+RUN_TEACHER = "teacher"  # among a stage's teachers: the run's own
 
 
 def several_refused(method: str, count: int) -> str:
@@ -295,17 +300,66 @@ class Method(nn.Module, Generic[C]):
         return total / torch.where(weight > 0, weight, 1.0)
 
 
+class OwnNetwork(Settings):
+    """A network that a method brings beside the run's two: an assistant, a generation, a peer.
+
+    In place of these fields a text may stand: the folder of a finished run, where there is such a
+    folder, and a model's name elsewhere.
+
+    Attributes:
+        model: its name; the network is made anew and trained in this run.
+        run: a folder that holds a trained student, such as a finished run's; it is used as it is.
+            With neither, the network is made anew as the run's student is, from another seed.
+    """
+
+    model: str | None = None
+    run: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_is_either(cls, value: Any) -> Any:  # noqa: ANN401  (not yet checked)
+        if not isinstance(value, str | Mapping | OwnNetwork):
+            raise ValueError("give a model's name or a finished run's folder")  # noqa: TRY004
+        if not isinstance(value, str):
+            return value
+        is_run = value != "" and Path(value).is_dir()
+        return {"run" if is_run else "model": value}
+
+    @model_serializer(mode="wrap")
+    def _given_alone(self, write: SerializerFunctionWrapHandler) -> dict[str, str]:
+        return {name: value for name, value in write(self).items() if value is not None}
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.model is not None and self.run is not None:
+            raise ValueError("give either model, which is then trained, or run, which is not")
+        return self
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One leg of a run; each starts from the student that the one before it left.
+    """One leg of a run, which trains one network, or one and its peers.
+
+    The last stage's is the run's own student: what is evaluated, exported and summarised. Stages
+    that train the run's student go on from where the one before left it.
 
     Attributes:
         name: unique within the run; the log and the checkpoint use it.
         method: its class.
         config: its settings.
-        share: of the run's epochs, in (0, 1]; the shares of a run add up to 1.
+        share: of the run's epochs, in (0, 1]; the shares of the stages that train the run's own
+            student add up to 1. Not used where ``student`` is another.
         schedule: "run" follows the run's learning-rate schedule, squeezed into this stage;
             "constant" stays at the run's base rate.
+        student: a network of this stage alone; None for the run's own.
+        epochs: of a stage with its own student; None for as many as the run has.
+        teachers: :data:`RUN_TEACHER`, and names of earlier stages whose students teach.
+        peers: networks that learn beside the student, each from all others; the run calls them
+            "peer1" and so on. One stage of a run at most has them.
+        in_turn: whether student and peers are updated one after the other, each from what the
+            others say after their own updates, and not all at once.
+        ensemble: earlier stages and peers, together with which the student is also judged at the
+            end.
     """
 
     name: str
@@ -313,6 +367,28 @@ class Stage:
     config: MethodConfig
     share: float = 1.0
     schedule: Literal["run", "constant"] = "run"
+    student: OwnNetwork | None = None
+    epochs: int | None = None
+    teachers: tuple[str, ...] = (RUN_TEACHER,)
+    peers: tuple[OwnNetwork, ...] = ()
+    in_turn: bool = False
+    ensemble: tuple[str, ...] = ()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its student is trained already."""
+        return self.student is not None and self.student.run is not None
+
+    @property
+    def uses_run_teacher(self) -> bool:
+        """Whether the run's teacher teaches in it, or has taught its finished student."""
+        needs: Needs = self.method.needs(self.config)
+        return needs.teacher and RUN_TEACHER in self.teachers
+
+    def own_networks(self) -> dict[str, OwnNetwork]:
+        """Its student and peers, by the names that the run gives them; not the run's student."""
+        found = {} if self.student is None else {self.name: self.student}
+        return found | {f"peer{n}": peer for n, peer in enumerate(self.peers, start=1)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,12 +400,15 @@ class MethodEntry:
         config: the settings' class; its defaults are the method's.
         stages: from those settings to the run's stages, in order.
         card: the module whose docstring is the method's card.
+        required: settings that are empty by default and may not be in a run, each with what it
+            wants.
     """
 
     family: Literal["none", "output", "feature", "relation", "combined"]
     config: type[MethodConfig]
     stages: Callable[[Any], tuple[Stage, ...]]
     card: str
+    required: Mapping[str, str] = field(default_factory=dict)
 
 
 def cross_entropy(logits: Tensor, label: Tensor, *, label_smoothing: float = 0.0) -> Tensor:

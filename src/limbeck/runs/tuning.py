@@ -60,6 +60,7 @@ class Span(Settings):
 
 _LR = Dimension(name="optim.lr", low=0.2, high=5.0, times=True)
 _TEMPERATURE = Dimension(name="method.temperature", low=1.0, high=16.0)
+_KD_SHARE = Dimension(name="method.kd_share", low=0.05, high=1.0, log=False)  # as TAKD's authors
 
 
 def _weight(name: str) -> Dimension:
@@ -75,14 +76,17 @@ SEARCH_SPACES: Final[Mapping[str, tuple[Dimension, ...]]] = MappingProxyType(
         ),
         "at": (_LR, _weight("at_weight")),
         "bkd": (_LR, _TEMPERATURE, _weight("kd_weight")),
+        "born_again": (_LR, _TEMPERATURE),
         "cat_kd": (_LR, _weight("cat_weight")),
         "cc": (_LR, _weight("cc_weight")),
         "cc_kernel": (_LR, _weight("cc_weight"), _weight("kd_weight")),
         "cka": (_LR, _weight("cka_weight")),
         "crd": (_LR, _weight("crd_weight")),
         "ctkd": (_LR, _weight("temperature_range"), _weight("kd_weight")),
+        "dgkd": (_LR, _TEMPERATURE, _KD_SHARE),
         "dist": (_LR, _weight("inter_weight"), _weight("intra_weight")),
         "dkd": (_LR, _TEMPERATURE, _weight("beta")),
+        "dml": (_LR, _weight("mutual_weight")),
         "fitnet": (_LR, _weight("hint_weight"), _TEMPERATURE),
         "fitnet_one_stage": (_LR, _weight("hint_weight")),
         "foundation": (_LR, _weight("tokens_weight"), _weight("mse_weight")),
@@ -103,6 +107,7 @@ SEARCH_SPACES: Final[Mapping[str, tuple[Dimension, ...]]] = MappingProxyType(
         "sinkhorn_logit": (_LR, _TEMPERATURE, _weight("transport_weight")),
         "soft_label": (_LR, _TEMPERATURE, _weight("kd_weight")),
         "sp": (_LR, _weight("sp_weight")),
+        "takd": (_LR, _TEMPERATURE, _KD_SHARE),
         "vid": (_LR, _weight("vid_weight")),
         "vrm": (_LR, _weight("sample_weight"), _weight("class_weight")),
         "wkd_feature": (_LR, _weight("wkd_weight"), _weight("mean_weight")),

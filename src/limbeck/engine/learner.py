@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from limbeck.core.errors import SettingsError
@@ -14,7 +15,14 @@ from limbeck.engine.freezing import freeze_parts, rest_parts
 from limbeck.features import ObservedNetwork
 from limbeck.methods.base import Method
 
-__all__ = ["NO_TEACHER", "Learner", "LearnerOutput", "check_takes_mixed"]
+__all__ = [
+    "NO_TEACHER",
+    "Learner",
+    "LearnerOutput",
+    "answers_of_others",
+    "check_takes_mixed",
+    "joined_terms",
+]
 
 NO_TEACHER = Outputs(missing="this run has no teacher")
 
@@ -29,6 +37,9 @@ class LearnerOutput(NamedTuple):
 class Learner(nn.Module):
     """A student and the method that trains it; the teacher stays outside.
 
+    It may have peers, learners themselves, that learn beside it: each then hears, in the place of
+    a teacher's members, what all others say, and the loss is the sum of theirs.
+
     The loss is computed inside :meth:`forward`, so that under DDP every use of a parameter, the
     method's own ones included, lies within the wrapped module.
 
@@ -38,6 +49,7 @@ class Learner(nn.Module):
         normalization: the student's own.
         frozen: names of the student's modules and parameters that do not train; the modules stay
             in eval mode.
+        peers: learners of the same kind, without peers of their own.
 
     Example:
         >>> import torch
@@ -58,6 +70,7 @@ class Learner(nn.Module):
         *,
         normalization: Normalization | None = None,
         frozen: Sequence[str] = (),
+        peers: Sequence[Learner] = (),
     ) -> None:
         super().__init__()
         self.frozen = tuple(frozen)
@@ -71,6 +84,7 @@ class Learner(nn.Module):
             stop=needs.stop_student,
         )
         self.method = method
+        self.peers = nn.ModuleList(peers)
         # DDP reads this attribute.
         self._ddp_params_and_buffers_to_ignore = [
             f"method.{name}" for name in method.buffers_kept_equal
@@ -80,6 +94,11 @@ class Learner(nn.Module):
     def student(self) -> nn.Module:
         """The network that is being trained."""
         return self.observed.network
+
+    @property
+    def everyone(self) -> tuple[Learner, ...]:
+        """Itself and its peers."""
+        return (self, *(peer for peer in self.peers if isinstance(peer, Learner)))
 
     def train(self, mode: bool = True) -> Self:
         """Change the mode of all but the frozen parts, which stay in eval mode."""
@@ -97,9 +116,37 @@ class Learner(nn.Module):
         """
         if batch.other_label is not None:
             check_takes_mixed(self.method)
+        progress = progress or Progress()
         student: Outputs = self.observed(batch.image, batch.views)
-        terms = self.method(batch, student, teacher, progress or Progress())
+        if not self.peers:
+            terms = self.method(batch, student, teacher, progress)
+        else:
+            answers = [student]
+            answers += [peer.observed(batch.image, batch.views) for peer in self.everyone[1:]]
+            terms = joined_terms(
+                [
+                    one.method(batch, answers[place], answers_of_others(answers, place), progress)
+                    for place, one in enumerate(self.everyone)
+                ]
+            )
         return LearnerOutput(terms, student.logits if student.has_logits else None)
+
+
+def answers_of_others(answers: Sequence[Outputs], place: int) -> Outputs:
+    """What all but one of several networks say, as ``members`` that receive no gradient."""
+    members = tuple(
+        Outputs(answer.logits.detach())
+        for position, answer in enumerate(answers)
+        if position != place
+    )
+    return Outputs(members=members, missing="networks that learn from each other have no teacher")
+
+
+def joined_terms(terms: Sequence[LossTerms]) -> LossTerms:
+    """The sum of a learner's loss and its peers'; its own parts, and each peer's total."""
+    peers = {f"peer{number}": term.total for number, term in enumerate(terms[1:], start=1)}
+    total = torch.stack([term.total for term in terms]).sum()
+    return LossTerms(total, {**terms[0].parts, **peers})
 
 
 def check_takes_mixed(method: Method[Any], name: str | None = None) -> None:

@@ -173,6 +173,7 @@ class StageLoop:
         recorder: told of every epoch.
         save: called with the loop's state when a checkpoint is due; None saves nothing.
         interruption: read at step borders.
+        stepper_type: how the learner is updated, batch by batch.
     """
 
     name: str
@@ -190,6 +191,7 @@ class StageLoop:
     recorder: Recorder
     save: Callable[[int, dict[str, Any]], None] | None
     interruption: Interruption
+    stepper_type: type[Stepper] = Stepper
 
     def __post_init__(self) -> None:
         steps, accum = self.loader.num_steps, self.config.grad_accum_steps
@@ -199,7 +201,7 @@ class StageLoop:
         wrapped: nn.Module = self.learner
         if self.world.size > 1:
             wrapped = DistributedDataParallel(self.learner)
-        self.stepper = Stepper(
+        self.stepper = self.stepper_type(
             self.learner,
             wrapped,
             optimizer,

@@ -82,6 +82,7 @@ def build_learner(
     prepare: Callable[[Method[Any]], None] | None = None,
     frozen: Sequence[str] = (),
     labels: Tensor | None = None,
+    peers: Sequence[Learner] = (),
 ) -> Learner:
     """The method built for both networks by one dry batch, and the learner it makes.
 
@@ -97,6 +98,7 @@ def build_learner(
         prepare: called with the fresh method, for its one pass over the data.
         frozen: names of the student's parts that do not train.
         labels: ``(N,)``, of the training images, for methods that need all of them.
+        peers: learners that learn beside the student.
 
     Raises:
         ModelError: if the class counts differ, the networks cannot take the images, or the
@@ -124,9 +126,8 @@ def build_learner(
         method = stage.method.from_probe(stage.config, probe).to(batch.image.device)
     if prepare is not None:
         prepare(method)
-    return Learner(student, method, normalization=normalization, frozen=frozen).to(
-        batch.image.device
-    )
+    learner = Learner(student, method, normalization=normalization, frozen=frozen, peers=peers)
+    return learner.to(batch.image.device)
 
 
 def make_probe(

@@ -165,7 +165,10 @@ class Stepper:
             self.guard.see(terms, torch.zeros_like(terms.total), batch, progress)
         return terms
 
-    def _update(self, terms: LossTerms, batch: Batch, progress: Progress) -> None:
+    def _update(
+        self, terms: LossTerms, batch: Batch, progress: Progress, *, close: bool = True
+    ) -> None:
+        """Check, clip and apply the gradients; ``close`` also moves schedule and average on."""
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -183,9 +186,10 @@ class Stepper:
             self.optimizer.found_inf = self.guard.found  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.scheduler.step()
+        if close:
+            self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
+        if close and self.average is not None:
             self.average.update_parameters(self.learner)
 
     def state(self) -> dict[str, Any]:

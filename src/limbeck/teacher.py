@@ -14,6 +14,7 @@ from limbeck.core.errors import ModelError, TeacherChangedError
 from limbeck.core.normalization import Normalization
 from limbeck.core.types import Batch, Outputs
 from limbeck.features import ObservedNetwork
+from limbeck.teacher_cache import CachedTeacher
 
 __all__ = ["Teacher", "TeacherEnsemble", "state_hash"]
 
@@ -112,7 +113,7 @@ class TeacherEnsemble(nn.Module):
 
     Args:
         teachers: one at least, of the same classes. Each has its own architecture, normalisation,
-            size, class map and layers.
+            size, class map and layers, or answers from a cache, by :meth:`answer` alone.
 
     Raises:
         ModelError: if there is no teacher.
@@ -124,11 +125,12 @@ class TeacherEnsemble(nn.Module):
         ([1.0, 1.0, 1.0, 1.0, 1.0], 2)
     """
 
-    def __init__(self, teachers: Sequence[Teacher]) -> None:
+    def __init__(self, teachers: Sequence[Teacher | CachedTeacher]) -> None:
         super().__init__()
         if not teachers:
             raise ModelError("an ensemble is of one teacher at least; got none")
-        self.teachers = nn.ModuleList(teachers)
+        self.each = tuple(teachers)
+        self.networks = nn.ModuleList(one for one in teachers if isinstance(one, Teacher))
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -142,13 +144,11 @@ class TeacherEnsemble(nn.Module):
         Raises:
             ModelError: if the teachers are of different numbers of classes.
         """
-        return _together(tuple(teacher(image, views) for teacher in self.teachers))
+        return _together(tuple(teacher(image, views) for teacher in self.networks))
 
     def answer(self, batch: Batch, epoch: int) -> Outputs:
         """Outputs for a batch, in whatever epoch, as :meth:`Teacher.answer`."""
-        del epoch
-        image = batch.image if batch.teacher_image is None else batch.teacher_image
-        return self.forward(image, batch.views)
+        return _together(tuple(one.answer(batch, epoch) for one in self.each))
 
 
 def _together(members: tuple[Outputs, ...]) -> Outputs:

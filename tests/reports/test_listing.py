@@ -38,6 +38,13 @@ def test_a_run_is_listed_with_all_that_is_known_of_it(listed, tmp_path):
     assert (run.val_top1, run.test_top1) == (0.5, 0.875)
 
 
+def test_a_run_with_further_networks_has_the_epochs_of_all_its_stages(listed, tmp_path):
+    run = listed("chain", epochs=(0, 1, 2))
+    (run / "environment.json").write_text('{"num_epochs": 60}')
+    (found,) = list_runs(tmp_path)
+    assert (found.epochs, found.num_epochs) == (3, 60)
+
+
 def test_runs_come_in_the_order_of_their_paths(listed, tmp_path):
     for name in ("b", "a/z", "a/b"):
         listed(name)

@@ -122,7 +122,7 @@ class Small:
     def config(self, method="kd", *, student=None, epochs=2, seed=0, teacher=None, **fields):
         """303 training images: ten steps an epoch, the last one short."""
         method = method if isinstance(method, dict) else {"name": method}
-        if teacher is None and method["name"] != "ce":
+        if teacher is None and method["name"] not in ("ce", "dml"):
             teacher = {"run": self.teacher}
         data = {"fraction": 0.25, "split_seed": 0, **fields.pop("data", {})}
         schedule = {"epochs": epochs, "sched": "cosine", **fields.pop("schedule", {})}

@@ -171,3 +171,20 @@ def test_of_several_teachers_each_is_compared_by_its_place_in_the_list():
 def test_the_number_of_threads_is_one():
     differences = settings_differences(comparison(threads=2), comparison(threads=1))
     assert differences == ["threads (2 then, 1 now)"]
+
+
+def test_a_row_with_assistants_has_the_teacher_and_peers_have_none():
+    rows = {
+        "takd": {"method": {"name": "takd", "assistants": ["resnet20"]}},
+        "dml": {"method": {"name": "dml"}},
+    }
+    config = comparison(contenders=rows)
+    assert config.run_config("takd", 0).teacher.run == "teacher"
+    assert config.run_config("dml", 0).teacher is None
+    assert config.contenders["takd"].chosen() == {"method.assistants": [{"model": "resnet20"}]}
+    assert config.contenders["dml"].chosen() == {}
+
+
+def test_a_row_without_its_assistants_is_refused_by_its_label():
+    with pytest.raises(SettingsError, match=r"takd: .*needs assistants: "):
+        comparison(["kd", "takd"])

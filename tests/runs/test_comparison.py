@@ -176,3 +176,12 @@ def test_a_run_moves_to_another_device_and_stays_the_same_run(small):
 
 def test_times_are_utc():
     assert utc_now().endswith("+00:00")
+
+
+def test_an_assistant_whose_weights_have_changed_is_named(record, tmp_path):
+    hashes = {"takd": {"assistant1": "a", "assistant2": "b"}}
+    then = record(own_hashes=hashes)
+    check_record(then, record(own_hashes=hashes | {"new": {"assistant1": "c"}}), tmp_path)
+    changed = {"takd": {"assistant1": "a", "assistant2": "c"}}
+    with pytest.raises(RunFolderError, match="the weights of takd's assistant2"):
+        check_record(then, record(own_hashes=changed), tmp_path)

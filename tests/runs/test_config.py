@@ -139,11 +139,40 @@ def test_stages_share_all_epochs_and_none_is_empty(monkeypatch, shares, epochs):
         )
 
 
+@pytest.mark.parametrize("epochs", [1, 5, 241])
+def test_stages_with_networks_of_their_own_have_epochs_of_their_own(epochs):
+    """And take none from those of the run's student."""
+    schedule = {"epochs": epochs, "sched": "cosine"}
+    chain = {"name": "dgkd", "assistants": ["resnet56", {"run": "a"}, "resnet20"]}
+    run = config(method=chain, schedule=schedule)
+    assert run.stage_epochs() == (epochs, 0, epochs, epochs)
+    run = config(method=chain | {"assistant_epochs": 7}, schedule=schedule)
+    assert run.stage_epochs() == (7, 0, 7, epochs)
+    generations = config(method={"name": "born_again", "generations": 4}, schedule=schedule)
+    assert generations.stage_epochs() == (epochs,) * 4
+
+
+def test_a_network_given_by_its_folder_is_told_from_one_given_by_name(tmp_path, monkeypatch):
+    (tmp_path / "trained").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = config(method={"name": "takd", "assistants": ["trained", "resnet20", "timm/x", ""]})
+    assert run.method["assistants"] == [
+        {"run": "trained"},
+        {"model": "resnet20"},
+        {"model": "timm/x"},
+        {"model": ""},
+    ]
+    # What is written down does not depend on folders any more.
+    monkeypatch.chdir("/")
+    assert RunConfig.read(json.loads(json.dumps(run.plain()))) == run
+
+
 def test_every_method_of_the_table_makes_a_run():
     for name, entry in METHODS.items():
+        given = {key: ["resnet20"] for key in entry.required}
         needed = entry.stages(entry.config())[0].method.needs(entry.config()).teacher
-        run = config(method={"name": name}, teacher=TEACHER if needed else None)
-        assert run.method_config == entry.config()
+        run = config(method={"name": name, **given}, teacher=TEACHER if needed else None)
+        assert run.method_config == entry.config(**given)
 
 
 SAME = [

@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from limbeck.core.errors import DataError, RunFolderError, SettingsError, TapError
 from limbeck.engine.loop import InterruptedRun
@@ -450,3 +450,34 @@ def test_killed_three_times_it_ends_in_the_same_table(small, tmp_path, jobs):
     assert done.returncode == 0, done.stderr
     assert tables(tmp_path / "killed") == tables(tmp_path / "whole")
     equal_weights(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_chains_generations_and_peers_are_compared_like_others(small, tmp_path):
+    """With an assistant that is a finished run's student, known by its hash from then on."""
+    one = small.config({"name": "takd", "assistants": ["digits_cnn"]}, epochs=1)
+    small.run(one, tmp_path / "one")
+    assistant = tmp_path / "one" / "stages" / "assistant1"
+    rows = {
+        "takd": {"method": {"name": "takd", "assistants": [str(assistant)]}},
+        "dgkd": {"method": {"name": "dgkd", "assistants": ["digits_cnn"]}},
+        "dml": {"method": {"name": "dml", "peers": ["digits_cnn"]}},
+        "ban": {"method": {"name": "born_again", "generations": 2}},
+    }
+    config = small.comparison(rows, seeds=(0,))
+    found = tmp_path / "compared"
+    hearer = Hearer()
+    compare(config, found, audience=hearer)
+    assert hearer.reasons == {}
+    record = ComparisonFolder(found).read()
+    trained = read_summary(tmp_path / "one").further["assistant1"].state_hash
+    assert record.own_hashes == {"takd": {"assistant1": trained}}
+    # Mutual learning hears no teacher, and is judged against it all the same.
+    scores = read_summary(found / "runs" / "dml-seed0").scores
+    assert {"last", "teacher", "peer1", "ensemble"} <= scores.keys()
+    assert scores["last"]["agreement"] is not None
+    compare(config, found)  # finished: nothing is made again
+    weights = load_file(assistant / "student.safetensors")
+    weights["fc.bias"][0] += 1
+    save_file(weights, assistant / "student.safetensors")
+    with pytest.raises(RunFolderError, match="the weights of takd's assistant1"):
+        compare(config, found)

@@ -106,7 +106,7 @@ def build_learner(
     """
     needs = stage.method.needs(stage.config)
     if isinstance(teacher, TeacherEnsemble) and needs.one_teacher:
-        raise ModelError(several_refused(stage.method.__name__, len(teacher.teachers)))
+        raise ModelError(several_refused(stage.method.__name__, len(teacher.each)))
     key = keyed_generator(seed, stage.name, "method").initial_seed()
     probe = make_probe(
         needs,
@@ -176,6 +176,8 @@ def make_probe(
             student_outputs = dry_forward("student", observed, batch)
             if isinstance(teacher, CachedTeacher):
                 teacher_outputs = teacher.before_training(batch, stage)
+            elif isinstance(teacher, TeacherEnsemble):  # of whom each has been tried alone
+                teacher_outputs = teacher.answer(batch, 0)
             else:
                 teacher_outputs = (
                     NO_TEACHER if teacher is None else dry_forward("teacher", teacher, batch)

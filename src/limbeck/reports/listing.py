@@ -32,7 +32,7 @@ class ListedRun:
         seed: of the run.
         student: name of the network.
         epochs: that were evaluated, over all stages.
-        num_epochs: that it has in all.
+        num_epochs: that it has in all, over all stages.
         val_top1: on validation, at the last of these epochs.
         test_top1: after the last epoch.
         reason: why it failed, or what is damaged.
@@ -112,6 +112,7 @@ def _listed(run: Path, folder: Path, failures: Mapping[Path, str]) -> ListedRun:
     name = _name(run, folder)
     try:
         config = _read(run / "config.json")
+        environment = _read(run / "environment.json")
         finished = (run / "summary.json").is_file()
         summary = _read(run / "summary.json") if finished else {}
         rows = read_rows(run) if (run / "metrics.jsonl").is_file() else ()
@@ -130,7 +131,7 @@ def _listed(run: Path, folder: Path, failures: Mapping[Path, str]) -> ListedRun:
             seed=int(config["seed"]),
             student=str(config["student"]["name"]),
             epochs=rows[-1]["run_epoch"] if rows else 0,
-            num_epochs=int(config["schedule"]["epochs"]),
+            num_epochs=int(environment.get("num_epochs", config["schedule"]["epochs"])),
             val_top1=_score(rows[-1].get("val") if rows else None),
             test_top1=_score((summary.get("test") or {}).get("last")),
             reason=failures.get(run, "") if state == "failed" else "",

@@ -99,8 +99,8 @@ class _Speaker:
     """The teacher of all members, asked once for each batch."""
 
     def __init__(self) -> None:
-        self._of: tuple[Teacher, ...] = ()
-        self._joint: Teacher | None = None
+        # By network: whose teachers were joined, and the one in their place.
+        self._joint: dict[int, tuple[tuple[Teacher, ...], Teacher]] = {}
 
     def serve(self, members: list[_Member]) -> list[_Member]:
         """Answer those that are furthest behind, so that all come to ask the same: who they are.
@@ -120,16 +120,20 @@ class _Speaker:
         return served
 
     def _answer(self, group: list[_Member]) -> None:
-        """One pass for all that listen to the teacher; it counts in full as each run's time."""
-        questions = []
+        """One pass for all that listen to a network; it counts in full as each run's time."""
+        listening: dict[int, list[_Member]] = {}
         for member in group:
             assert member.question is not None
-            if isinstance(member.question.loop.teacher, Teacher):
-                questions.append(member.question)
+            teacher = member.question.loop.teacher
+            if isinstance(teacher, Teacher):  # an assistant of a run is heard by this run alone
+                listening.setdefault(id(teacher.network), []).append(member)
             else:
                 member.answer = member.question.answer()
-        if not questions:
-            return
+        for members in listening.values():
+            self._answer_together(members)
+
+    def _answer_together(self, members: list[_Member]) -> None:
+        questions = [member.question for member in members if member.question is not None]
         loop, start = questions[0].loop, time.monotonic()
         views = {name: view for q in questions for name, view in q.batch.views.items()}
         batch = dataclasses.replace(questions[0].batch, views=views)
@@ -140,36 +144,36 @@ class _Speaker:
             stack.enter_context(loop.config.autocast(loop.device))
             outputs = teacher.answer(batch, loop.epoch)
         seconds = time.monotonic() - start
-        for member in group:
-            if member.question in questions:
-                member.answer = outputs
-                member.question.loop.seconds += seconds
+        for member, question in zip(members, questions, strict=True):
+            member.answer = outputs
+            question.loop.seconds += seconds
 
     def _for(self, questions: list[Question]) -> Teacher:
-        """A teacher that reads every layer that one of theirs does."""
+        """A teacher that reads every layer that one of theirs does; all are of one network."""
         teachers = tuple(q.loop.teacher for q in questions if isinstance(q.loop.teacher, Teacher))
-        if self._joint is not None and teachers == self._of:
-            return self._joint
-        self.close()
         first = teachers[0].observed
+        known = self._joint.get(id(first.network))
+        if known is not None and known[0] == teachers:
+            return known[1]
+        if known is not None:
+            known[1].observed.tap.close()
         layers = [name for teacher in teachers for name in teacher.observed.tap.addresses]
         for teacher in teachers:
-            assert teacher.network is first.network
             teacher.observed.tap.close()
-        self._of = teachers
-        self._joint = Teacher(
+        joint = Teacher(
             first.network,
             normalization=first.normalize.normalization,
             layers=tuple(dict.fromkeys(layers)),
             classifier=any(teacher.observed.with_classifier for teacher in teachers),
             classes=first.classes.index.tolist() or None,
         ).to(questions[0].loop.device)
-        return self._joint
+        self._joint[id(first.network)] = teachers, joint
+        return joint
 
     def close(self) -> None:
         """Take the hooks away."""
-        if self._joint is not None:
-            self._joint.observed.tap.close()
+        for _, joint in self._joint.values():
+            joint.observed.tap.close()
 
 
 def _done(member: _Member) -> int:

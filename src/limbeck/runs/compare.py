@@ -86,7 +86,7 @@ class Contender(Settings):
         entry = find_method(self.name)
         settings = {key: value for key, value in self.method.items() if key != "name"}
         stages = entry.stages(entry.config.read(settings))
-        return any(stage.method.needs(stage.config).teacher for stage in stages)
+        return any(stage.uses_run_teacher for stage in stages)
 
     def chosen(self) -> dict[str, JsonValue]:
         """Settings that are not the published defaults: of the method and of its runs."""

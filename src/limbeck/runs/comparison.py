@@ -78,6 +78,7 @@ class ComparisonRecord(Settings):
         teacher_cache: of its stored answers, where the runs learn from these.
         independent_teacher_hash: the same of the control.
         independent_teacher_cache: likewise.
+        own_hashes: label to assistant to the same, of those that are finished runs' students.
         rows: label to facts.
         looks: the numbers of seeds with which the table has been made, in order. Adding seeds
             after a look makes a chance finding likelier, so it is no secret.
@@ -92,6 +93,7 @@ class ComparisonRecord(Settings):
     teacher_cache: str | None = None
     independent_teacher_hash: str | None = None
     independent_teacher_cache: str | None = None
+    own_hashes: dict[str, dict[str, str]] = Field({})
     rows: dict[str, RowFacts] = Field({})
     looks: tuple[int, ...] = ()
     begun: str = ""
@@ -312,6 +314,11 @@ def check_record(then: ComparisonRecord, now: ComparisonRecord, where: Path) -> 
         was, is_now = (getattr(record, f"{name}_cache") for record in (then, now))
         if was != is_now:
             found.append(f"the cached logits of the {name.replace('_', ' ')}")
+    for label in then.own_hashes.keys() & now.own_hashes.keys():
+        was, is_now = then.own_hashes[label], now.own_hashes[label]
+        changed = [name for name in was if was[name] != is_now.get(name)]
+        if changed and f".{label}." not in " ".join(found):
+            found.append(f"the weights of {label}'s {', '.join(changed)}")
     if found:
         raise RunFolderError(
             f"{where} holds runs made with something else; what differs: {'; '.join(found)}. "

@@ -21,7 +21,7 @@ from limbeck.core.settings import Settings
 from limbeck.data.config import DataConfig
 from limbeck.engine.config import TrainConfig
 from limbeck.engine.optim import OptimConfig, ScheduleConfig
-from limbeck.methods import find_method
+from limbeck.methods import METHODS, find_method
 from limbeck.methods.base import MethodConfig, Stage, several_refused
 
 __all__ = [
@@ -45,9 +45,16 @@ def resolved_method(method: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
         # pydantic takes a ValueError alone
         raise ValueError("needs the method's name, as in {'name': 'kd'}")  # noqa: TRY004
     try:
-        config = find_method(name).config.read(settings)
+        entry = find_method(name)
     except KeyError as error:
         raise ValueError(str(error)) from None
+    for given in ("assistants", "peers"):
+        if given in settings and given not in entry.config.model_fields:
+            takers = [n for n, other in METHODS.items() if given in other.config.model_fields]
+            raise ValueError(
+                f"method {name!r} takes no {given}; those that do: {', '.join(takers)}"
+            )
+    config = entry.config.read(settings)
     return {"name": name, **config.plain()}
 
 
@@ -227,24 +234,45 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _teacher_matches_method(self) -> Self:
-        needed = any(stage.method.needs(stage.config).teacher for stage in self.stages())
-        if needed and self.teacher is None:
+        stages = self.stages()
+        of_teacher = [stage for stage in stages if stage.uses_run_teacher]
+        if self.teacher is None and not all(stage.is_finished for stage in of_teacher):
             raise ValueError(f"method {self.method_name!r} needs a teacher (--teacher)")
-        if not needed and self.teacher is not None:
+        if self.teacher is not None and not of_teacher:
             raise ValueError(
                 f"method {self.method_name!r} uses no teacher; leave the teacher out, or choose a "
                 "method that has one (`limbeck methods`)"
             )
         if self.teacher is not None and self.teacher.cache is not None:
-            check_logits_suffice(self.method_name, self.stages())
+            check_logits_suffice(self.method_name, stages)
         count = len(self.teacher.members) if self.teacher is not None else 0
-        if count and any(stage.method.needs(stage.config).one_teacher for stage in self.stages()):
+        if count and any(stage.method.needs(stage.config).one_teacher for stage in stages):
             raise ValueError(several_refused(f"method {self.method_name!r}", count))
-        if self.schedule.epochs < len(self.stages()):
+        own = [stage for stage in stages if stage.student is None]
+        if self.schedule.epochs < len(own):
             raise ValueError(
-                f"method {self.method_name!r} has {len(self.stages())} stages and needs at least "
+                f"method {self.method_name!r} has {len(own)} stages and needs at least "
                 f"as many epochs; got {self.schedule.epochs}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _further_networks_fit(self) -> Self:
+        for name, wanted in find_method(self.method_name).required.items():
+            if not getattr(self.method_config, name):
+                raise ValueError(f"method {self.method_name!r} needs {name}: {wanted}")
+        for stage in self.stages():
+            if stage.student is not None and stage.student.model == self.student.name:
+                raise ValueError(
+                    f"{stage.name} {self.student.name!r} is the student's own model; name another "
+                    "network, larger than the student"
+                )
+            if stage.in_turn and self.train.grad_accum_steps > 1:
+                raise ValueError(
+                    f"stage {stage.name!r} updates its networks one after the other, each on every "
+                    f"batch; got grad_accum_steps {self.train.grad_accum_steps}. Use 1, and a "
+                    "larger batch if there is room, or update all networks at once"
+                )
         return self
 
     @property
@@ -269,11 +297,19 @@ class RunConfig(Settings):
         return any(needs.teacher and needs.teacher_scores for needs in wanted)
 
     def stage_epochs(self) -> tuple[int, ...]:
-        """Whole epochs of each stage: by share, at least one each, adding up to all."""
+        """Whole epochs of each stage.
+
+        Of those that train the run's student: by share, at least one each, adding up to all. Of
+        others: their own number, or all; none where the network is trained already.
+        """
         stages = self.stages()
         epochs, left = [], self.schedule.epochs
         for position, stage in enumerate(stages[:-1]):
-            behind = len(stages) - 1 - position
+            if stage.student is not None:
+                own = stage.epochs or self.schedule.epochs
+                epochs.append(0 if stage.is_finished else own)
+                continue
+            behind = sum(later.student is None for later in stages[position + 1 :])
             wanted = max(1, round(stage.share * self.schedule.epochs))
             epochs.append(min(wanted, left - behind))
             left -= epochs[-1]

@@ -20,6 +20,7 @@ from limbeck.runs.execute import Parts, execute, resume
 from limbeck.runs.folder import RunFolder, read_json
 from limbeck.runs.networks import (
     NamedNetwork,
+    build_own_networks,
     build_student,
     build_teacher,
     join_teachers,
@@ -54,7 +55,7 @@ def distill(
         student: a model's name, or a module, which is trained in place.
         teacher: the folder of a finished run; a model's name, with ``teacher_checkpoint`` or
             ``settings={"teacher": {"pretrained": True}}``; a module, which is frozen in place;
-            or None, with ``method="ce"``. A list of these for several.
+            or None, with ``method="ce"`` or "dml". A list of these for several.
         data: "digits"; a :class:`~limbeck.data.DataBundle`; or (train, test) or
             (train, val, test) datasets of (image, label), images as PIL or as tensors in [0, 1].
         output: the run folder to make. If it holds this very run unfinished, it is continued.
@@ -193,7 +194,8 @@ def _parts(
             network=passed,
             scores=config.reads_teacher_scores,
         )
-    return Parts(bundle, pupil, master)
+    own = build_own_networks(config, bundle, typed=(config.student.name,))
+    return Parts(bundle, pupil, master, own=own)
 
 
 def _member(teacher: _OneTeacher, config: TeacherConfig, bundle: DataBundle) -> NamedNetwork:

@@ -21,16 +21,24 @@ from limbeck.core.types import Batch, Outputs, keyed_generator
 from limbeck.data import DataBundle, ImageSource, TrainLoader, build_data, eval_batches
 from limbeck.data.images import joint_fingerprint
 from limbeck.engine.checkpoint import CheckpointStore
-from limbeck.engine.distributed import World, check_ranks_agree, pick_device, process_group
+from limbeck.engine.distributed import (
+    World,
+    check_ranks_agree,
+    pick_device,
+    process_group,
+    share_buffers,
+)
 from limbeck.engine.evaluate import KeptLogits, evaluate_together, judge_logits
 from limbeck.engine.learner import NO_TEACHER, Learner, check_takes_mixed
 from limbeck.engine.loop import Interruption, Question, StageLoop, drive
+from limbeck.engine.mutual import AlternatingStepper
 from limbeck.engine.optim import ScheduleConfig
 from limbeck.engine.probe import build_learner, check_fit, dry_forward, freeze_idle
 from limbeck.engine.recorder import Observer, Recorder, SilentObserver
-from limbeck.methods.base import Method, Needs, Stage
+from limbeck.engine.step import Stepper
+from limbeck.methods.base import RUN_TEACHER, Method, Needs, Stage
 from limbeck.methods.feature.simkd import ReusedClassifier
-from limbeck.models import save_weights, summarise
+from limbeck.models import load_weights, save_weights, summarise
 from limbeck.runs.caching import check_cache, open_teacher
 from limbeck.runs.config import RunConfig
 from limbeck.runs.embedding import judge_embeddings
@@ -41,12 +49,18 @@ from limbeck.runs.measure import (
     floor_images_per_second,
     images_per_second,
 )
-from limbeck.runs.networks import NamedNetwork, StudentCard, build_student
-from limbeck.runs.predictions import judge_answers, write_predictions
+from limbeck.runs.networks import (
+    NamedNetwork,
+    StudentCard,
+    build_own_networks,
+    build_student,
+)
+from limbeck.runs.predictions import ensemble_logits, judge_answers, write_predictions
 from limbeck.runs.prepared import keep_buffers, prepared_path, recall_buffers
 from limbeck.runs.provenance import sources_hash
 from limbeck.runs.summary import (
     EpochResult,
+    FurtherNetwork,
     RunSummary,
     TeacherResult,
     TestResult,
@@ -86,12 +100,15 @@ class Parts:
         beside: further networks whose answers are kept beside the student's and judge its
             fidelity; they teach nothing. "teacher" where the run has none of its own, as the
             matched baseline, and "independent", the control.
+        own: networks of single stages, by the names of stages and peers: assistants, generations,
+            peers.
     """
 
     data: DataBundle
     student: NamedNetwork
     teacher: NamedNetwork | CachedTeacher | None
     beside: Mapping[str, NamedNetwork | CachedTeacher] = field(default_factory=dict)
+    own: Mapping[str, NamedNetwork] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,7 +158,7 @@ def prepare_parts(
         teacher = open_teacher(
             config.teacher, data, typed=typed, scores=config.reads_teacher_scores
         )
-    return Parts(data, student, teacher)
+    return Parts(data, student, teacher, own=build_own_networks(config, data, typed=typed))
 
 
 def execute(
@@ -181,12 +198,13 @@ def asking_run(
             folder.check_free()
         session.open_teacher()
         session.check_later_stages()
-        session.enter_stage(0)  # whatever does not fit fails here, before there is a folder
+        session.enter_stage(session.first)  # what does not fit fails here, before the folder
         if session.world.is_main:
             stack.enter_context(folder.created())
-            folder.write_json(
-                folder.path / "environment.json", describe_environment(session.device)
-            )
+            environment = describe_environment(session.device)
+            # Of all stages: what the settings say is of those that train the run's student.
+            environment["num_epochs"] = sum(session.stage_epochs)
+            folder.write_json(folder.path / "environment.json", environment)
             folder.write_json(folder.config, config.plain())
         return (yield from session.train(folder, watch=watch))
 
@@ -223,6 +241,10 @@ def asking_resumed(
         found = read_summary(output)
         hashes = teacher_hashes(parts.teacher)
         _check_same_inputs(folder, found.plain(), parts.data.fingerprint(), hashes)
+        for name, network in found.further.items():
+            if network.run is not None:
+                now = state_hash(parts.own[name].network)
+                _check_same_network(folder, name, network.state_hash, now)
         return found
     with _session(config, parts, observer) as session, ExitStack() as stack:
         if session.world.is_main:
@@ -238,13 +260,14 @@ def asking_resumed(
         session.open_teacher()
         if state is not None:
             _check_same_inputs(folder, state, session.data_hash, session.teacher_hashes)
+            session.load_own_networks(folder, state)
             if state["loop"]["threads"] != torch.get_num_threads():
                 session.note(
                     f"the run used {state['loop']['threads']} threads, now there are "
                     f"{torch.get_num_threads()}: the result will differ in the last digits"
                 )
         if state is None:
-            session.enter_stage(0)
+            session.enter_stage(session.first)
         else:  # what `prepare` found is in the checkpoint
             session.enter_stage(state["stage"], prepare=False)
         return (yield from session.train(folder, state, watch=watch))
@@ -261,7 +284,7 @@ def check(config: RunConfig, parts: Parts) -> None:
     with _session(config, parts, None) as session:
         session.open_teacher(judge=False)
         session.check_later_stages()
-        session.enter_stage(0, prepare=False)
+        session.enter_stage(session.first, prepare=False)
 
 
 def rehearse(
@@ -317,12 +340,14 @@ class _Session:
         self.notices: list[str] = []
         self.stages = config.stages()
         self.stage_epochs = config.stage_epochs()
-        self.student = self._place(parts.student.network)
+        for placed in (parts.student, *parts.own.values()):
+            self._place(placed.network)
         wanted = [stage.method.needs(stage.config) for stage in self.stages]
         self.taught_scores = any(needs.student_scores for needs in wanted)
         # What the embedding was before training, to compare with.
-        self.before = copy.deepcopy(self.student) if any(needs.embeds for needs in wanted) else None
-        self.trainable = {n: p.requires_grad for n, p in self.student.named_parameters()}
+        embeds = any(needs.embeds for needs in wanted)
+        self.before = copy.deepcopy(parts.student.network) if embeds else None
+        self.trainable = _trainable(parts)
         self.split_hashes = parts.data.split_fingerprints()
         self.data_hash = joint_fingerprint(self.split_hashes)
         self.is_rehearsal = False  # which writes nothing
@@ -332,7 +357,11 @@ class _Session:
         self.teacher_hashes = teacher_hashes(None)
         self.member_hashes: dict[str, str] = {}  # by role; see `_members`
         self.teacher_val: dict[str, dict[str, float]] = {}  # by role; see `_teacher_roles`
-        self.stage_index = 0
+        # Of stages' own networks, as they are once they are trained.
+        self.own_hashes: dict[str, str] = {}
+        self.stage_index = self.first = min(
+            index for index, stage in enumerate(self.stages) if not stage.is_finished
+        )
         self.teacher: Teacher | TeacherEnsemble | CachedTeacher | None = None
         self.opened: list[Teacher] = []  # the same, one by one, but for a cache
         self.learner: Learner
@@ -341,18 +370,36 @@ class _Session:
             noted += (parts.teacher,)
         for note in (note for part in noted for note in part.notes):
             self.note(note)
+        for name, named in parts.own.items():
+            for note in named.notes:
+                self.note(f"{name}: {note}")
         if not self.taught_scores:
             self.note("the student's class scores are not taught: their accuracy says nothing")
 
     def close(self) -> None:
         """Leave the networks, which are the caller's, without hooks and compiled code."""
         self._taps.close()
-        for name, parameter in self.student.named_parameters():
-            parameter.requires_grad_(self.trainable[name])
-        self.student._compiled_call_impl = None
-        if isinstance(self.parts.teacher, NamedNetwork):
-            for one in self.parts.teacher.each:
-                one.network._compiled_call_impl = None
+        self._make_trainable()
+        parts = self.parts
+        teachers = parts.teacher.each if isinstance(parts.teacher, NamedNetwork) else ()
+        for named in (parts.student, *teachers, *parts.own.values()):
+            named.network._compiled_call_impl = None
+
+    def _make_trainable(self) -> None:
+        """What a stage froze, or a teacher that was a stage's student, takes a gradient again."""
+        for parameter, trainable in self.trainable:
+            parameter.requires_grad_(trainable)
+
+    @property
+    def pupil(self) -> NamedNetwork:
+        """Who learns in the stage: the run's student, or the stage's own."""
+        stage = self.stage
+        return self.parts.student if stage.student is None else self.parts.own[stage.name]
+
+    @property
+    def student(self) -> nn.Module:
+        """Its network."""
+        return self.pupil.network
 
     def _place(self, network: nn.Module) -> nn.Module:
         return network.to(self.device).to(memory_format=self.config.train.memory_format)
@@ -365,39 +412,50 @@ class _Session:
     # -- teacher ---------------------------------------------------------------------------
 
     def open_teacher(self, *, judge: bool = True) -> None:
-        """Move the teacher to the device, seal it, and say how good it is; or each of several."""
+        """Move the teachers that are trained to the device, seal them, and say how good they are.
+
+        These are the run's, one or several, and the students of stages that come from finished
+        runs.
+        """
         named = self.parts.teacher
-        if named is None:
-            return
         self.teacher_hashes = teacher_hashes(named)
         if isinstance(named, CachedTeacher):
             check_cache(named, self.config, self.split_hashes)
             self.note(f"teacher: {named.describe()}")
-        else:
+        elif named is not None:
             _check_apart(self.parts.student.network, named.network)
             self._place(named.network)
-            batch, needs = self._dry_batch(_DRY_IMAGES), Needs()
-            needs = dataclasses.replace(needs, teacher_scores=self.config.reads_teacher_scores)
-            for role, one in _members(named).items():
-                self.member_hashes[role] = state_hash(one.network)
-                with _naming(role, one):
-                    outputs = dry_forward("teacher", self._open(one, needs), batch)
-                    check_fit(Outputs(), outputs, num_classes=self.parts.data.num_classes)
-        split = self.parts.data.val
-        if not judge:
-            return
-        if not self.config.reads_teacher_scores:
+        own = {stage.name: self.parts.own[stage.name] for stage in self.stages if stage.is_finished}
+        batch, needs = self._dry_batch(_DRY_IMAGES), Needs()
+        needs = dataclasses.replace(needs, teacher_scores=self.config.reads_teacher_scores)
+        for role, one in (_members(named) | own).items():
+            hashes = self.own_hashes if role in own else self.member_hashes
+            hashes[role] = state_hash(self._place(one.network))
+            with _naming(role, one):
+                outputs = dry_forward("teacher", self._open(one, needs), batch)
+                check_fit(Outputs(), outputs, num_classes=self.parts.data.num_classes)
+        if judge:
+            self._say_how_good(own)
+
+    def _say_how_good(self, own: Mapping[str, NamedNetwork]) -> None:
+        """The run's teachers, and students of finished stages, on validation."""
+        named, split = self.parts.teacher, self.parts.data.val
+        if named is not None and not self.config.reads_teacher_scores:
             self.note(f"teacher {named.name}: its class scores are not used, and not judged")
+            return
+        teachers = {**({} if named is None else _teacher_roles(named)), **own}
+        if not teachers:
             return
         if split is None:
             self.note("no validation split: the teacher's accuracy is not checked before training")
             return
-        self.teacher_val = self._judge(_teacher_roles(named), "val")
+        self.teacher_val = self._judge(teachers, "val")
         chance = 1 / self.parts.data.num_classes
-        for role, name in _names(named).items():
-            top1 = self.teacher_val[role]["top1"]
-            called = _called(role)
-            self.note(f"{called} {name}: {top1:.2%} on validation ({len(split)} images)")
+        for role, one in teachers.items():
+            if role == RUN_TEACHER and len(self.member_hashes) > 1:
+                continue
+            top1, called = self.teacher_val[role]["top1"], _called(role)
+            self.note(f"{called} {one.name}: {top1:.2%} on validation ({len(split)} images)")
             # Three standard errors above guessing.
             if top1 < chance + 3 * math.sqrt(chance * (1 - chance) / len(split)):
                 self.note(
@@ -405,7 +463,7 @@ class _Session:
                     "these its weights, its normalisation and its classes?"
                 )
         if len(self.member_hashes) > 1:
-            top1 = self.teacher_val["teacher"]["top1"]
+            top1 = self.teacher_val[RUN_TEACHER]["top1"]
             self.note(
                 f"the {len(self.member_hashes)} teachers together, by their mean probability: "
                 f"{top1:.2%} on validation"
@@ -470,8 +528,9 @@ class _Session:
 
     def check_later_stages(self) -> None:
         """Build every stage but the first, so that what does not fit is found before training."""
-        for index in range(1, len(self.stages)):
-            self._build_stage(index, prepare=False)
+        for index in range(self.first + 1, len(self.stages)):
+            if not self.stages[index].is_finished:
+                self._build_stage(index, prepare=False)
 
     def enter_stage(self, index: int, *, prepare: bool = True) -> None:
         """Build the stage's method and learner for the student as it stands, and say of them."""
@@ -504,27 +563,29 @@ class _Session:
         self.stage_index = index
         stage = self.stage
         needs = stage.method.needs(stage.config)
-        for name, parameter in self.student.named_parameters():
-            parameter.requires_grad_(self.trainable[name])
         self._taps.close()
+        self._make_trainable()
         self.loader = self._make_loader(needs.views)
-        self._open_teachers(needs)
-        data = self.parts.data
+        self._open_teachers(stage, needs)
         batch = self._dry_batch(_DRY_IMAGES, needs.views)
-        self.learner = build_learner(
-            stage,
-            self.student,
-            self.teacher,
-            batch,
-            normalization=self.parts.student.normalization,
-            num_images=len(data.train),
-            num_classes=data.num_classes,
-            seed=self.config.seed,
-            prepare=self._prepare if prepare else None,
-            frozen=self.parts.student.frozen,
-            labels=data.train.labels,
-        ).to(memory_format=self.config.train.memory_format)
-        self._taps.callback(self.learner.observed.tap.close)
+        peers: list[Learner] = []
+        for named in (*self._peers(stage).values(), self.pupil):  # the student knows its peers
+            self.learner = build_learner(
+                stage,
+                named.network,
+                self.teacher,
+                batch,
+                normalization=named.normalization,
+                num_images=len(self.parts.data.train),
+                num_classes=self.parts.data.num_classes,
+                seed=self.config.seed,
+                prepare=self._prepare if prepare else None,
+                frozen=named.frozen,
+                labels=self.parts.data.train.labels,
+                peers=peers if named is self.pupil else (),
+            ).to(memory_format=self.config.train.memory_format)
+            self._taps.callback(self.learner.observed.tap.close)
+            peers.append(self.learner)
         if self.config.data.augment.mixes:
             check_takes_mixed(self.learner.method, self.config.method_name)
         epochs = self.stage_epochs[index]
@@ -540,20 +601,23 @@ class _Session:
             seed=self.config.seed,
         )
 
-    def _open_teachers(self, needs: Needs) -> None:
-        """Those of a stage, as its method needs them."""
-        named = self.parts.teacher
-        self.opened, self.teacher = [], None
-        if named is None or not needs.teacher:
-            return
-        if isinstance(named, CachedTeacher):
-            self.teacher = named.placed(self.device, cycle=self.config.data.augment.cycle)
-            return
-        self.opened = [self._open(one, needs) for one in named.each]
+    def _open_teachers(self, stage: Stage, needs: Needs) -> None:
+        """Those of a stage, as its method needs them: the run's, students of earlier stages."""
+        each: list[Teacher | CachedTeacher] = []
+        for name in stage.teachers if needs.teacher else ():
+            named = self.parts.teacher if name == RUN_TEACHER else self.parts.own[name]
+            if isinstance(named, CachedTeacher):
+                each.append(named.placed(self.device, cycle=self.config.data.augment.cycle))
+            elif named is not None:
+                each += [self._open(one, needs) for one in named.each]
+        self.opened = [one for one in each if isinstance(one, Teacher)]
         for teacher in self.opened:
             self._taps.callback(teacher.observed.tap.close)
-        several = len(self.opened) > 1
-        self.teacher = TeacherEnsemble(self.opened) if several else self.opened[0]
+        self.teacher = TeacherEnsemble(each) if len(each) > 1 else each[0] if each else None
+
+    def _peers(self, stage: Stage) -> dict[str, NamedNetwork]:
+        """By name, in order."""
+        return {name: self.parts.own[name] for name in stage.own_networks() if name != stage.name}
 
     def _prepare(self, method: Method[Any]) -> None:
         if self.teacher is None:
@@ -641,8 +705,11 @@ class _Session:
         # Hooks set before compiling must fire in the compiled graph, also where another
         # instance of the same class was compiled without any.
         torch._dynamo.config.skip_nnmodule_hook_guards = False
-        for teacher in self.opened:
-            teacher.network.compile()
+        for network in (
+            *(teacher.network for teacher in self.opened),
+            *(peer.network for peer in self._peers(self.stage).values()),
+        ):
+            network.compile()
         if stopped:
             self.note(f"stage {self.stage.name}: its stopped forward pass is not compiled")
         else:
@@ -667,6 +734,7 @@ class _Session:
                 "stage": self.stage_index,
                 "data_hash": self.data_hash,
                 **self.teacher_hashes,
+                "own_hashes": dict(self.own_hashes),
                 "metrics_bytes": recorder.offset(),
                 "loop": loop,
                 "past": {**self.past, "peak_memory_bytes": self._peak_memory()},
@@ -680,7 +748,7 @@ class _Session:
             teacher=self.teacher,
             loader=self.loader,
             val_batches=None if val is None else self._eval_batches(val),
-            normalization=self.parts.student.normalization,
+            normalization=self.pupil.normalization,
             optim=self.config.optim,
             schedule=self._stage_schedule(),
             config=self.config.train,
@@ -690,6 +758,7 @@ class _Session:
             recorder=recorder,
             save=None if store is None else save,
             interruption=watch,
+            stepper_type=AlternatingStepper if self.stage.in_turn else Stepper,
         )
 
     def _steps_before(self) -> int:
@@ -734,6 +803,8 @@ class _Session:
         try:
             with watch.watching():
                 for index in range(self.stage_index, len(self.stages)):
+                    if self.stages[index].is_finished:
+                        continue
                     if index != self.stage_index:
                         self.enter_stage(index)
                     check_ranks_agree(self.learner, self.config.plain(), self.world)
@@ -749,6 +820,8 @@ class _Session:
                         + loop.teacher_clock.seconds(),
                         "peak_memory_bytes": self._peak_memory(),
                     }
+                    self._take_average(loop)
+                    self._keep_own_networks(folder)
         finally:
             recorder.close()
         return self._finish(folder, loop)
@@ -758,21 +831,89 @@ class _Session:
         before: int = self.past["peak_memory_bytes"]
         return max(before, self.memory.read())
 
+    def _take_average(self, loop: StageLoop) -> None:
+        """Where weights are averaged: of networks that are kept, the average is what they are."""
+        last = self.stage_index + 1 == len(self.stages)
+        if loop.stepper.evaluated is not self.learner and (last or self.stage.own_networks()):
+            self.learner.load_state_dict(loop.stepper.evaluated.state_dict())
+
+    # -- networks of single stages -----------------------------------------------------------
+
+    def _keep_own_networks(self, folder: RunFolder) -> None:
+        """Save the stage's own networks, now trained: for later stages, a resume, other runs."""
+        for name, own in self.stage.own_networks().items():
+            named = self.parts.own[name]
+            share_buffers(named.network, self.world)
+            self.own_hashes[name] = state_hash(named.network)
+            if self.world.is_main:
+                like_student = own.model is None
+                card = self._card(named, self.config.student.model_kwargs if like_student else {})
+                place = folder.stage(name)
+                try:
+                    place.path.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise RunFolderError(f"{place.path} could not be made: {error}") from None
+                save_weights(
+                    named.network.state_dict(), place.student, {"limbeck": json.dumps(card.plain())}
+                )
+                place.write_json(place.student_card, card.plain())
+
+    def load_own_networks(self, folder: RunFolder, state: Mapping[str, Any]) -> None:
+        """What earlier stages left, as a checkpoint remembers it.
+
+        Raises:
+            CheckpointError: if weights are missing or not those.
+            TeacherChangedError: if a finished run's are others than those the run began with.
+        """
+        begun: Mapping[str, str] = state.get("own_hashes", {})  # older runs have no such networks
+        for name, then in begun.items():
+            if name in self.own_hashes:
+                _check_same_network(folder, name, then, self.own_hashes[name])
+                continue
+            network = self.parts.own[name].network
+            path = folder.stage(name).student
+            load_weights(network, path)
+            self.own_hashes[name] = state_hash(network)
+            if self.own_hashes[name] != then:
+                raise CheckpointError(
+                    f"{path} is not what this run has trained (SHA-256 {then[:12]} then, "
+                    f"{self.own_hashes[name][:12]} now); put it back, or start a new run"
+                )
+
+    def _further(
+        self, scores: Mapping[str, Mapping[str, dict[str, float]]]
+    ) -> dict[str, FurtherNetwork]:
+        """What the summary says of stages' own networks."""
+        sources = {n: own.run for stage in self.stages for n, own in stage.own_networks().items()}
+        return {
+            name: FurtherNetwork(
+                model=self.parts.own[name].name,
+                run=run,
+                state_hash=self.own_hashes[name],
+                val=scores.get("val", {}).get(name),
+                test=scores.get("test", {}).get(name),
+            )
+            for name, run in sources.items()
+        }
+
+    # -- the end -----------------------------------------------------------------------------
+
     def _finish(self, folder: RunFolder, loop: StageLoop) -> RunSummary:
         data, named = self.parts.data, self.parts.student
-        if loop.stepper.evaluated is not self.learner:  # the average takes the student's place
-            self.learner.load_state_dict(loop.stepper.evaluated.state_dict())
         self._taps.close()
         deployed = self.learner.method.deployed(self.student.eval()).eval()
         deployed._compiled_call_impl = None  # copied, and its layers counted, in eager mode
         last_weights = {n: v.detach().cpu().clone() for n, v in deployed.state_dict().items()}
         best = loop.best if loop.best.epoch >= 0 else None
         networks = self._judged(deployed, None if best is None else best.weights)
-        test, answers = self._read_held_out(networks)
-        taught = self.parts.teacher
+        held_out, answers = self._read_held_out(networks)
+        test, taught = held_out.get("test"), self.parts.teacher
         for role, one in _members(taught).items():
             with _naming(role, one):
                 Teacher(one.network).check_unchanged(self.member_hashes[role])
+        for name, was in self.own_hashes.items():
+            with _naming(name, self.parts.own[name]):
+                Teacher(self.parts.own[name].network).check_unchanged(was)
         peak_memory = self._peak_memory()  # before anything is measured that training did not do
         embedding = self._judge_embedding(networks["last"])
         speed = self._speed(deployed)
@@ -813,7 +954,9 @@ class _Session:
             notices=tuple(self.notices),
             split_hashes=self.split_hashes,
             scores=scores,
-            teacher_seconds=None if taught is None else round(self.past["teacher_seconds"], 3),
+            teacher_seconds=round(self.past["teacher_seconds"], 3)
+            if any(stage.method.needs(stage.config).teacher for stage in self.stages)
+            else None,
             peak_memory_bytes=peak_memory,
             deployed_bytes=deployed_bytes(deployed),
             inference_images_per_second=round(speed, 1),
@@ -821,6 +964,7 @@ class _Session:
             floor_images_per_second=None if floor is None else round(floor, 1),
             split_sizes={name: len(source) for name, source in data.splits.items()},
             teachers=self._teacher_results(test),
+            further=self._further(held_out),
         )
         if self.world.is_main:
             weights = (last_weights, None if best is None else best.weights)
@@ -847,7 +991,7 @@ class _Session:
     def _judged(
         self, deployed: nn.Module, best: Mapping[str, Tensor] | None
     ) -> dict[str, NamedNetwork | CachedTeacher]:
-        """All whose answers are wanted: student last and best, teacher, those beside."""
+        """All whose answers are wanted: student last and best, teacher, own, those beside."""
         student = self.parts.student
         networks: dict[str, NamedNetwork | CachedTeacher] = {
             "last": NamedNetwork(deployed, student.normalization, student.name)
@@ -864,22 +1008,25 @@ class _Session:
             networks[name] = named
         if self.parts.teacher is not None and self.config.reads_teacher_scores:
             networks |= _teacher_roles(self.parts.teacher)
-        return networks
+        return networks | dict(self.parts.own)
 
     def _read_held_out(
         self, networks: Mapping[str, NamedNetwork | CachedTeacher]
-    ) -> tuple[dict[str, dict[str, float]] | None, dict[str, KeptLogits]]:
+    ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, KeptLogits]]:
         """The one reading of the test split, by all networks at once: scores, and answers.
 
-        Validation is read once more as well, for the answers alone.
+        Both by split and network. Validation is read once more as well, for the answers alone.
         """
         answers: dict[str, KeptLogits] = {}
-        scores = None
+        scores: dict[str, dict[str, dict[str, float]]] = {}
         for split in ("val", "test"):
             if split in self.parts.data.splits:
-                answers[split] = KeptLogits()
-                scores = self._judge(networks, split, answers[split])
-        return (scores if "test" in answers else None), answers
+                kept = answers[split] = KeptLogits()
+                scores[split] = self._judge(networks, split, kept)
+                if self.stage.ensemble:
+                    members = [kept.logits[name] for name in (*self.stage.ensemble, "last")]
+                    kept.logits["ensemble"] = ensemble_logits(members)
+        return scores, answers
 
     def _judge_embedding(
         self, student: NamedNetwork | CachedTeacher
@@ -918,12 +1065,14 @@ class _Session:
     def _floor(self) -> float | None:
         """Training images a second of teacher and bare student, over all processes.
 
-        Without the teacher where its answers come from a cache.
+        Without the teacher where its answers come from a cache. None where stages train networks
+        of their own: a step of theirs is another than a step of the student's.
         """
+        if self.parts.own:
+            return None
+        self._make_trainable()
         try:
             student = copy.deepcopy(self.parts.student.network).train()
-            for name, parameter in student.named_parameters():
-                parameter.requires_grad_(self.trainable[name])
             named = dataclasses.replace(self.parts.student, network=student)
             teacher = self.parts.teacher
             floor = floor_images_per_second(
@@ -948,17 +1097,9 @@ class _Session:
         best: Mapping[str, Tensor] | None,
         summary: RunSummary,
     ) -> None:
-        data, named = self.parts.data, self.parts.student
-        card = StudentCard(
-            model=named.name,
-            num_classes=data.num_classes,
-            in_chans=data.image_shape[0],
-            image_size=data.image_shape[1:],
-            class_names=data.train.class_names,
-            normalization=named.normalization,
-            model_kwargs=self.config.student.model_kwargs,
-            reused_classifier=deployed.config if isinstance(deployed, ReusedClassifier) else None,
-        )
+        reused = deployed.config if isinstance(deployed, ReusedClassifier) else None
+        card = self._card(self.parts.student, self.config.student.model_kwargs)
+        card = card.changed(reused_classifier=reused)
         metadata = {"limbeck": json.dumps(card.plain())}
         folder.write_json(folder.student_card, card.plain())
         save_weights(last, folder.student, metadata)
@@ -966,12 +1107,27 @@ class _Session:
             save_weights(best, folder.student_best, metadata)
         folder.write_json(folder.summary, summary.plain())
 
+    def _card(self, named: NamedNetwork, model_kwargs: Mapping[str, Any]) -> StudentCard:
+        """What the weights of a network that was trained here are of."""
+        data = self.parts.data
+        return StudentCard(
+            model=named.name,
+            num_classes=data.num_classes,
+            in_chans=data.image_shape[0],
+            image_size=data.image_shape[1:],
+            class_names=data.train.class_names,
+            normalization=named.normalization,
+            model_kwargs=dict(model_kwargs),
+        )
+
     def rehearse(self) -> Rehearsal:
         """One whole batch through every stage, a few times: once to warm up, then to measure."""
-        self.student = copy.deepcopy(self.student)
+        self._work_on_copies()
         self.is_rehearsal = True
         stages, total, per_step = [], 0.0, 0.0
         for index, (stage, epochs) in enumerate(zip(self.stages, self.stage_epochs, strict=True)):
+            if stage.is_finished:
+                continue
             self.enter_stage(index)
             loop = self._loop(Recorder(None, self.observer), None, Interruption())
             per_step = loop.time_one_step()
@@ -988,6 +1144,33 @@ class _Session:
             seconds_per_step=per_step,
             estimated_seconds=total,
             peak_memory_bytes=self.memory.read(),
+        )
+
+    def _work_on_copies(self) -> None:
+        """So that the networks that came in stay as they are."""
+
+        def copied(named: NamedNetwork) -> NamedNetwork:
+            return dataclasses.replace(named, network=copy.deepcopy(named.network))
+
+        own = {name: copied(named) for name, named in self.parts.own.items()}
+        self.parts = dataclasses.replace(self.parts, student=copied(self.parts.student), own=own)
+        self.trainable = _trainable(self.parts)
+
+
+def _trainable(parts: Parts) -> list[tuple[nn.Parameter, bool]]:
+    """Parameters of all that learn, and whether they take a gradient."""
+    return [
+        (parameter, parameter.requires_grad)
+        for named in (parts.student, *parts.own.values())
+        for parameter in named.network.parameters()
+    ]
+
+
+def _check_same_network(folder: RunFolder, name: str, then: str, now: str) -> None:
+    if then != now:
+        raise TeacherChangedError(
+            f"{folder.path} was begun with another {name} than the one there now (SHA-256 "
+            f"{then[:12]} then, {now[:12]} now); restore it, or start a new run"
         )
 
 
@@ -1010,11 +1193,6 @@ def _members(named: NamedNetwork | CachedTeacher | None) -> dict[str, NamedNetwo
     return {f"teacher{number}": one for number, one in enumerate(named.members, start=1)}
 
 
-def _names(named: NamedNetwork | CachedTeacher) -> dict[str, str]:
-    """Of teachers one by one."""
-    return {role: one.name for role, one in _members(named).items()} or {"teacher": named.name}
-
-
 def _teacher_roles(
     named: NamedNetwork | CachedTeacher,
 ) -> dict[str, NamedNetwork | CachedTeacher]:
@@ -1023,8 +1201,9 @@ def _teacher_roles(
 
 
 def _called(role: str) -> str:
-    """For people: "teacher1" is teacher 1."""
-    return f"teacher {role.removeprefix('teacher')}".rstrip()
+    """For people: "teacher1" is teacher 1; an assistant keeps its name."""
+    number = role.removeprefix(RUN_TEACHER)
+    return f"{RUN_TEACHER} {number}" if number.isdigit() else role
 
 
 @contextmanager
@@ -1033,7 +1212,7 @@ def _naming(role: str, one: NamedNetwork) -> Iterator[None]:
     try:
         yield
     except (ModelError, TeacherChangedError) as error:
-        if role == "teacher":
+        if role == RUN_TEACHER:
             raise
         raise type(error)(f"{_called(role)}, {one.name}: {error}") from error
 

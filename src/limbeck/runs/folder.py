@@ -71,6 +71,10 @@ class RunFolder:
         """What the weights are of: model, classes, normalisation."""
         return self.path / "student.json"
 
+    def stage(self, name: str) -> RunFolder:
+        """What a stage or peer with a network of its own leaves: weights and card."""
+        return RunFolder(self.path / "stages" / name)
+
     def check_free(self) -> None:
         """Refuse a folder that already holds something, or cannot be made or written.
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from pydantic import Field, JsonValue
 from torch import nn
 
-from limbeck.core.errors import CheckpointError, ModelError
+from limbeck.core.errors import CheckpointError, ModelError, UnknownNameError
 from limbeck.core.normalization import Normalization
 from limbeck.core.settings import Settings
+from limbeck.core.types import keyed_generator
 from limbeck.data import DataBundle
 from limbeck.engine.freezing import match_parts
 from limbeck.features import LogitNetwork
 from limbeck.layers import classifier_names
+from limbeck.methods.base import OwnNetwork
 from limbeck.methods.feature.simkd import ReusedClassifier, ReusedClassifierConfig
 from limbeck.models import (
     OpenedModel,
@@ -29,7 +31,7 @@ from limbeck.models import (
     without_prefix,
 )
 from limbeck.runs.class_map import read_class_map
-from limbeck.runs.config import StudentConfig, TeacherConfig
+from limbeck.runs.config import RunConfig, StudentConfig, TeacherConfig
 from limbeck.runs.folder import RunFolder, read_json
 from limbeck.teacher import Teacher, TeacherEnsemble, state_hash
 
@@ -37,6 +39,7 @@ __all__ = [
     "DataFacts",
     "NamedNetwork",
     "StudentCard",
+    "build_own_networks",
     "build_student",
     "build_teacher",
     "join_teachers",
@@ -408,6 +411,64 @@ def _teacher(
         )
     notes += _conversions("teacher", name, normalization, data)
     return NamedNetwork(opened.network, normalization, name, classes=classes, notes=tuple(notes))
+
+
+# -- networks of single stages -----------------------------------------------------------------
+
+
+def build_own_networks(
+    config: RunConfig, bundle: DataBundle, *, typed: Collection[str] = ()
+) -> dict[str, NamedNetwork]:
+    """Networks that a method brings beside the run's two, by the names of stages and peers.
+
+    Raises:
+        UnknownNameError: with the nearest names, for an unknown model.
+        ModelError: if one of them cannot be made, or is the student.
+        RunFolderError: if a folder holds no trained network.
+    """
+    found = {}
+    for stage in config.stages():
+        if OwnNetwork() in stage.peers:
+            _check_peers_differ(config.student)
+        for name, own in stage.own_networks().items():
+            found[name] = _own_network(name, own, config, bundle, typed)
+    return found
+
+
+def _check_peers_differ(student: StudentConfig) -> None:
+    """Two networks with the same weights stay the same, and teach each other nothing."""
+    if student.pretrained or student.initial_checkpoint is not None:
+        raise ModelError(
+            f"a peer like the student ({student.name}) would start from the same weights and stay "
+            "its copy; name another model (--peers), or draw the student's weights anew"
+        )
+
+
+def _own_network(
+    name: str, own: OwnNetwork, config: RunConfig, bundle: DataBundle, typed: Collection[str]
+) -> NamedNetwork:
+    if own.run is not None:
+        named = build_teacher(TeacherConfig(run=own.run), bundle, typed=typed)
+        if named.name == config.student.name:
+            raise ModelError(
+                f"{name} {own.run} is of the student's own model, {named.name!r}; name another "
+                "network, larger than the student"
+            )
+        return replace(named, notes=(f"{named.name} of {own.run}, trained already", *named.notes))
+    if own.model is None and config.student.name.startswith("python:"):
+        raise ModelError(
+            f"{name} is another network like the student, and is made by its name; the student "
+            f"({config.student.name}) was passed in as a module. Give the student by name: that of "
+            "a model, or file.py:function"
+        )
+    settings = config.student if own.model is None else StudentConfig(name=own.model)
+    seed = keyed_generator(config.seed, "network", name).initial_seed()
+    try:
+        return build_student(settings, bundle, seed=seed, typed=typed)
+    except UnknownNameError as error:
+        raise ModelError(
+            f"{name}: {error} Nor is there a folder of this name, with a finished run"
+        ) from None
 
 
 # -- finished runs -----------------------------------------------------------------------------

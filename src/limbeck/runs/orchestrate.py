@@ -32,7 +32,7 @@ from limbeck.runs.comparison import (
 from limbeck.runs.config import RunConfig, TeacherConfig
 from limbeck.runs.execute import Parts, check, teacher_hashes
 from limbeck.runs.folder import read_json
-from limbeck.runs.networks import NamedNetwork, build_student
+from limbeck.runs.networks import NamedNetwork, build_own_networks, build_student
 from limbeck.runs.provenance import code_version
 from limbeck.runs.summary import RunSummary, read_summary
 from limbeck.runs.tasks import (
@@ -45,6 +45,7 @@ from limbeck.runs.tasks import (
     tasks_of,
 )
 from limbeck.runs.tuning import Tuned, check_tunable, space
+from limbeck.teacher import state_hash
 from limbeck.teacher_cache import CachedTeacher
 
 __all__ = [
@@ -205,6 +206,13 @@ def describe(
             )
         if isinstance(teachers["teacher"], CachedTeacher):
             _check_cache(teachers["teacher"], config, label, found[label])
+    further: dict[str, dict[str, str]] = {}
+    for label in config.contenders:
+        run = config.run_config(label, config.seeds[0])
+        finished = [stage.name for stage in run.stages() if stage.is_finished]
+        if finished:
+            networks = build_own_networks(run, bundle, typed=typed)
+            further[label] = {name: state_hash(networks[name].network) for name in finished}
     spaces = {
         label: {n: (s.low, s.high, "log" if s.log else "linear") for n, s in spans.items()}
         for label, row in config.contenders.items()
@@ -215,6 +223,7 @@ def describe(
         settings=config,
         code=code_version(_models(config)),
         data=found,
+        own_hashes=further,
         rows=row_facts(config, spaces),
         **hashes,
     )
@@ -243,7 +252,8 @@ def parts_before_training(
         teacher = build_student(config.teacher_training.student, bundle, seed=0, typed=typed)
     elif run.teacher is not None:
         teacher = open_teacher(run.teacher, bundle, typed=typed, scores=run.reads_teacher_scores)
-    return Parts(bundle, student, teacher)
+    own = build_own_networks(run, bundle, typed=typed)
+    return Parts(bundle, student, teacher, own=own)
 
 
 def _enter(
@@ -287,7 +297,18 @@ def _models(config: CompareConfig) -> list[str]:
     runs = [config.shared, *([config.teacher_training] if config.teacher_training else [])]
     teachers = [t for t in (config.teacher, config.independent_teacher) if t is not None]
     each = [one for teacher in teachers for one in (teacher.members or (teacher,))]
-    return [run.student.name for run in runs] + [t.name for t in each if t.name is not None]
+    own = [
+        network.model
+        for label in config.contenders
+        for stage in config.run_config(label, config.seeds[0]).stages()
+        for network in stage.own_networks().values()
+        if network.model is not None
+    ]
+    return [
+        *(run.student.name for run in runs),
+        *(teacher.name for teacher in each if teacher.name is not None),
+        *dict.fromkeys(own),
+    ]
 
 
 @dataclass(kw_only=True)

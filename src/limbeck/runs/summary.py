@@ -9,7 +9,14 @@ from pydantic import Field
 from limbeck.core.settings import Settings
 from limbeck.runs.folder import RunFolder, read_json
 
-__all__ = ["EpochResult", "RunSummary", "TeacherResult", "TestResult", "read_summary"]
+__all__ = [
+    "EpochResult",
+    "FurtherNetwork",
+    "RunSummary",
+    "TeacherResult",
+    "TestResult",
+    "read_summary",
+]
 
 
 class EpochResult(Settings):
@@ -44,6 +51,24 @@ class TeacherResult(Settings):
     test: dict[str, float] | None
 
 
+class FurtherNetwork(Settings):
+    """A network beside student and teacher: an assistant, a generation, a peer.
+
+    Attributes:
+        model: its name.
+        run: the folder that it came from, trained; None where it was trained here.
+        state_hash: of its weights after training.
+        val: on validation; None without validation.
+        test: on the test split; None where there is none.
+    """
+
+    model: str
+    run: str | None
+    state_hash: str
+    val: dict[str, float] | None
+    test: dict[str, float] | None
+
+
 class RunSummary(Settings):
     """Accuracies in [0, 1], losses in nats, times in seconds.
 
@@ -70,14 +95,15 @@ class RunSummary(Settings):
         notices: what the run found worth saying.
         split_hashes: of each split that ``data_hash`` is made of.
         scores: every metric of :data:`~limbeck.metrics.info.METRICS` on the test split, for
-            "last", "best_on_validation" and the "teacher", of several also "teacher1" and so on;
-            None where one is over no images.
+            "last", "best_on_validation", the "teacher", of several also "teacher1" and so on,
+            further networks and their "ensemble"; None where one is over no images.
         teacher_seconds: the part of ``seconds`` that the teacher's forward passes took.
         peak_memory_bytes: the most that training and judging had in use; see
             :class:`~limbeck.runs.measure.PeakMemory`.
         deployed_bytes: of the deployed weights and buffers.
         inference_images_per_second: through what is deployed, on the run's device; see
             :func:`~limbeck.runs.measure.images_per_second`.
+        further: networks of single stages, by the names of stages and peers.
         embedding: of a student that was taught one, "last", beside the same "before" training and
             the "teacher": split to "linear_top1" and "knn_top1"; see
             :mod:`limbeck.metrics.embedding`.
@@ -114,6 +140,7 @@ class RunSummary(Settings):
     deployed_bytes: int | None = None
     teacher_cache: str | None = None
     inference_images_per_second: float | None = None
+    further: dict[str, FurtherNetwork] = Field({})
     embedding: dict[str, dict[str, dict[str, float]]] = Field({})
     floor_images_per_second: float | None = None
     split_sizes: dict[str, int] = Field({})

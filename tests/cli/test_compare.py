@@ -260,9 +260,19 @@ def test_settings_may_come_from_any_file_that_holds_some(collect, tmp_path, form
     assert CompareConfig.read(values).teacher is not None
 
 
+def test_assistants_and_peers_go_to_the_rows_that_take_them(collect):
+    values = collect(methods="kd,takd,dml", assistants="digits_cnn", peers="resnet8", teacher="t")
+    methods = {label: row["method"] for label, row in values["contenders"].items()}
+    assert methods["kd"] == {"name": "kd"}
+    assert methods["takd"] == {"name": "takd", "assistants": ["digits_cnn"]}
+    assert methods["dml"] == {"name": "dml", "peers": ["resnet8"]}
+
+
 @pytest.mark.parametrize(
     ("flags", "error", "message"),
     [
+        ({"assistants": "resnet8"}, SettingsError, "no row of the comparison takes assistants"),
+        ({"peers": "resnet8"}, SettingsError, "no row of the comparison takes peers"),
         ({"methods": None}, SettingsError, "--methods kd,fitnet,rkd"),
         ({"methods": "kdd"}, UnknownNameError, "did you mean 'kd'"),
         ({"methods": "kd,kd"}, SettingsError, "names 'kd' twice"),

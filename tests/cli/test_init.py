@@ -93,6 +93,8 @@ def bad(tmp_path_factory, runs, picture):
         "code": config | {"student": {"name": f"{folder}/net.py:good"}},
         "code_teacher": config
         | {"teacher": {"name": f"{folder}/net.py:good", "checkpoint": "weights"}},
+        "code_assistant": config
+        | {"method": {"name": "takd", "assistants": [f"{folder}/net.py:good"]}},
         "list": [config],
         "flat": config | {"method": "kd"},
         "unknown": config | {"colour": "red", "optim": {"lr": 0.1, "momentun": 0.9}},
@@ -208,6 +210,49 @@ CASES = {
     "student gives other classes": (
         "train --student {bad}/net.py:seven " + OWN,
         "the data has 10 classes, the student gives 7",
+    ),
+    # further networks
+    "no assistants": (f"{DISTILL} --method dgkd", "'dgkd' needs assistants", "--assistants A,B"),
+    "assistants of no use": (
+        f"{DISTILL} --method kd --assistants resnet8",
+        "method 'kd' takes no assistants; those that do: dgkd, takd",
+    ),
+    "peers of no use": (
+        f"{DISTILL} --method takd --assistants resnet8 --peers resnet8",
+        "method 'takd' takes no peers; those that do: dml",
+    ),
+    "no peer": (
+        f"distill --student digits_cnn_tiny {OWN} --method dml --peers ,",
+        "networks that learn from each other are two at least",
+        "--peers",
+    ),
+    "unknown assistant": (
+        f"{DISTILL} --method takd --assistants resnet8,digits_cm",
+        "assistant2: no model called 'digits_cm'; did you mean 'digits_cnn'",
+        "folder",
+    ),
+    "assistant is no run": (f"{DISTILL} --method takd --assistants {{bad}}", "student.json"),
+    "assistant is the student": (
+        f"{DISTILL} --method dgkd --assistants digits_cnn_tiny",
+        "assistant1 'digits_cnn_tiny' is the student's own model",
+        "larger than the student",
+    ),
+    "assistant's run is of the student": (
+        f"{DISTILL} --method dgkd --assistants {{runs}}/student",
+        "is of the student's own model, 'digits_cnn_tiny'",
+    ),
+    "all teachers dropped": (
+        f"{DISTILL} --method dgkd --assistants resnet8 --set method.drop_count=2",
+        "drop_count 2 leaves none of 2 teachers",
+    ),
+    "teacher of mutual learning": (f"{DISTILL} --method dml", "'dml' uses no teacher"),
+    "peer is a run": (
+        f"distill --student digits_cnn_tiny {OWN} --method dml --peers {{runs}}/student",
+        "peers learn from scratch",
+    ),
+    "code in settings, assistant": (
+        f"{DISTILL} --config {{bad}}/code_assistant.json",
+        "net.py:good' is code, and is not run",
     ),
     # weights
     "weights missing": (

@@ -71,6 +71,30 @@ def test_a_card_says_how_many_teachers_its_command_takes(limbeck):
     assert "--teacher" not in limbeck("methods", "ce").out
 
 
+@pytest.mark.parametrize(
+    ("name", "stages", "command"),
+    [
+        ("ce", "", "train --student MODEL --output RUN"),
+        ("kd", "", "distill --method kd --teacher RUN --student MODEL --output RUN"),
+        (
+            "dgkd",
+            "",
+            "distill --method dgkd --teacher RUN --assistants A,B --student MODEL --output RUN",
+        ),
+        ("dml", "", "distill --method dml --peers A,B --student MODEL --output RUN"),
+        (
+            "born_again",
+            "Stage generation2: as many epochs as the run; reads outputs alone",
+            "distill --method born_again --teacher RUN --student MODEL --output RUN",
+        ),
+    ],
+)
+def test_a_card_says_how_the_method_is_used(limbeck, name, stages, command):
+    out = limbeck("methods", name).out
+    assert stages in out
+    assert out.endswith(f"\nUse it: limbeck {command}\n")
+
+
 def test_a_machine_reads_the_defaults_and_the_card_as_it_stands(limbeck):
     listed = json.loads(limbeck("methods", "--json").out)
     assert {name: facts["defaults"] for name, facts in listed.items()} == {

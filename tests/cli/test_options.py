@@ -8,6 +8,11 @@ from limbeck.core.errors import SettingsError
 from limbeck.runs.config import RunConfig
 
 BY_FLAG = {flag: option for option in OPTIONS for flag in option.flags}
+# Flags of a setting that few methods have.
+OF_METHODS = {
+    "method.assistants": {"method": {"name": "takd", "assistants": ["x"]}},
+    "method.peers": {"method": {"name": "dml"}, "teacher": None},
+}
 REQUIRED = {"student": {"name": "digits_cnn"}, "teacher": {"run": "teacher"}}
 
 
@@ -32,10 +37,11 @@ def test_no_flag_is_given_twice():
 def test_every_flag_sets_a_setting_that_there_is(option):
     value = {int: "2", float: "0.5", str: "x", bool: True}[option.kind]
     values = collected((option.flags[0], "2,3" if option.many else value))
-    expected = option.value or ([2, 3] if option.many else value)
+    expected = option.value or ([option.kind(2), option.kind(3)] if option.many else value)
     path = "teacher.run" if option.path == "teacher" else option.path
     assert field(values, path) == expected
-    field(RunConfig.read(REQUIRED).plain(), path)  # KeyError if there is none
+    required = REQUIRED | OF_METHODS.get(path, {})
+    field(RunConfig.read(required).plain(), path)  # KeyError if there is none
 
 
 @pytest.mark.parametrize(
@@ -175,3 +181,9 @@ def test_models_of_the_command_line_alone_are_typed(tmp_path):
     assert typed_models(options, []) == ["a.py:f", "b.py:g"]
     assert typed_models({}, ["student.name=a.py:f", "seed=1"]) == ["a.py:f"]
     assert typed_models({BY_FLAG["--teacher"]: "run"}, []) == []
+
+
+def test_models_in_a_list_are_typed_as_well():
+    options = {BY_FLAG["--assistants"]: "a.py:f,resnet20", BY_FLAG["--peers"]: "b.py:g"}
+    assert typed_models(options, []) == ["a.py:f", "resnet20", "b.py:g"]
+    assert typed_models({}, ['method.assistants=["a.py:f"]']) == ["a.py:f"]

@@ -57,6 +57,12 @@ TeacherModel = Annotated[
     list[str] | None,
     typer.Option("--teacher", "--teacher-model", help="The same of the run's teacher; repeatable."),
 ]
+OtherModels = Annotated[
+    str | None,
+    typer.Option(
+        "--assistants", "--peers", metavar="A,B", help="The same of its further networks."
+    ),
+]
 
 
 def _print_version(asked: bool) -> None:
@@ -375,11 +381,12 @@ def resume(
     run: Annotated[Path, typer.Argument(help="An interrupted run's or comparison's folder.")],
     student: StudentModel = None,
     teacher: TeacherModel = None,
+    others: OtherModels = None,
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
     """Continue an interrupted run, or comparison, to the end it would have had."""
-    typed = _given(student, teacher)
+    typed = [*_given(student, teacher), *filter(None, (others or "").split(","))]
     if (run / "comparison.json").is_file():
         from limbeck.cli.compare import resume_comparison
 

@@ -406,8 +406,19 @@ def _changed(values: dict[str, Any], path: tuple[str, ...], value: object) -> di
             raise SettingsError("a comparison has several seeds; give them with --seeds 0,3,7")
         case ("method", "label_smoothing" | "temperature" as name):
             for label, row in values["contenders"].items():
-                if _has_setting(str(row.get("method", {}).get("name")), name):
+                if _has_setting(row, name):
                     values = _set(values, ("contenders", label, "method", name), value)
+            return values
+        case ("method", "assistants" | "peers" as name):
+            rows = values["contenders"].items()
+            taking = [k for k, row in rows if _has_setting(row, name)]
+            if not taking:
+                raise SettingsError(
+                    f"no row of the comparison takes {name}; name a method that does in --methods "
+                    "(takd and dgkd take assistants, dml takes peers), or leave them out"
+                )
+            for label in taking:
+                values = _set(values, ("contenders", label, "method", name), value)
             return values
         case ("method", *_):
             raise SettingsError(
@@ -419,12 +430,13 @@ def _changed(values: dict[str, Any], path: tuple[str, ...], value: object) -> di
             return _set(values, ("shared", *path), value)
 
 
-def _has_setting(method: str, name: str) -> bool:
-    """Whether a method has it; a method that cannot be had is refused when all is checked."""
+def _has_setting(row: Mapping[str, Any], name: str) -> bool:
+    """Whether a row's method has it; one that cannot be had is refused when all is checked."""
     try:
-        return name in find_method(method).config.model_fields
+        fields = find_method(str(row.get("method", {}).get("name"))).config.model_fields
     except LimbeckError:
         return False
+    return name in fields
 
 
 def _set(values: dict[str, Any], path: tuple[str, ...], value: object) -> dict[str, Any]:

@@ -102,16 +102,26 @@ def _card(name: str, entry: MethodEntry, *, as_json: bool) -> None:
         reads = [f"student {layer}" for layer in needs.student_layers]
         reads += [f"teacher {layer}" for layer in needs.teacher_layers]
         what = f"reads {', '.join(reads)}" if reads else "reads outputs alone"
-        console.print(f"Stage {stage.name}: {stage.share:.1%} of the epochs; {what}")
+        epochs = f"{stage.share:.1%} of the epochs"
+        if stage.student is not None:
+            epochs = (
+                "as many epochs as the run" if stage.epochs is None else f"{stage.epochs} epochs"
+            )
+        console.print(f"Stage {stage.name}: {epochs}; {what}")
     console.print(f"\nUse it: limbeck {_command(name, entry)}")
 
 
 def _command(name: str, entry: MethodEntry) -> str:
-    needs = [stage.method.needs(stage.config) for stage in entry.stages(entry.config())]
-    if not any(asked.teacher for asked in needs):
+    if entry.family == "none":
         return "train --student MODEL --output RUN"
-    teachers = "--teacher RUN" + (" --teacher RUN" if any(n.members for n in needs) else "")
-    return f"distill --method {name} {teachers} --student MODEL --output RUN"
+    parts = [f"distill --method {name}"]
+    stages = entry.stages(entry.config())
+    if any(stage.uses_run_teacher for stage in stages):
+        parts.append("--teacher RUN")
+    if any(stage.method.needs(stage.config).members for stage in stages):
+        parts.append("--teacher RUN")
+    parts += [f"--{own} A,B" for own in ("assistants", "peers") if own in entry.config.model_fields]
+    return " ".join([*parts, "--student MODEL --output RUN"])
 
 
 def _facts(name: str, entry: MethodEntry) -> dict[str, object]:

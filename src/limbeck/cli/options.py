@@ -32,6 +32,7 @@ __all__ = [
 # Settings that name a model: a file.py:function among them is run only if it was typed.
 _MODEL_PATHS = (("student", "name"), ("teacher", "name"))
 _TEACHER_WEIGHTS = ("teacher.checkpoint", "teacher.pretrained")
+_MODEL_LISTS = (("method", "assistants"), ("method", "peers"))
 # What networks of timm and torchvision begin with, which are never folders of runs.
 _LIBRARIES = ("timm/", "torchvision/", "hf-hub:", "local-dir:")
 
@@ -147,6 +148,22 @@ OPTIONS: tuple[RunOption, ...] = (
         float,
         "The method's temperature, where it has one.",
         teacher_only=True,
+    ),
+    RunOption(
+        ("--assistants",),
+        "method.assistants",
+        str,
+        "Of takd and dgkd, with commas, the largest first: models, or finished runs' folders.",
+        teacher_only=True,
+        many=True,
+    ),
+    RunOption(
+        ("--peers",),
+        "method.peers",
+        str,
+        "Of dml, with commas: the models that learn beside the student.",
+        teacher_only=True,
+        many=True,
     ),
     RunOption(("--smoothing",), "method.label_smoothing", float, "Label smoothing, in [0, 1)."),
     RunOption(
@@ -426,8 +443,10 @@ def typed_models(options: Mapping[RunOption, Any], overrides: Sequence[str]) -> 
     from limbeck.core.settings import parse_override
 
     changes = settings_changes(options) + [parse_override(text) for text in overrides]
-    names = [value for path, value in changes if path in _MODEL_PATHS]
+    names: list[object] = [value for path, value in changes if path in _MODEL_PATHS]
     for path, value in changes:
+        if path in _MODEL_LISTS and isinstance(value, list):
+            names += value
         if path == ("teacher", "members") and isinstance(value, list):
             names += [one.get("name") for one in value if isinstance(one, dict)]
     return [name for name in names if isinstance(name, str)]

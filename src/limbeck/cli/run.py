@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,13 @@ def _print_summary(summary: RunSummary, folder: Path, *, quiet: bool, as_json: b
     if summary.teacher_test is not None:
         whole = "teachers together" if summary.teachers else "teacher"
         _line(console, f"test, {whole}", None, summary.teacher_test)
+    for name, network in summary.further.items():
+        model = "" if network.model == summary.student else f" {network.model}"
+        _line(console, f"test, {name}{model}", None, network.test)
+    together = summary.scores.get("ensemble", {})
+    if together.get("top1") is not None:
+        scores = {"top1": together["top1"], "loss": together["nll"]}
+        _line(console, "test, ensemble", None, scores)
     shots = {name: summary.scores.get("last", {}).get(name) for name in SHOTS}
     if any(value is not None for value in shots.values()):
         each = (f"{SHOTS[k]} {'-' if v is None else f'{v:.2%}'}" for k, v in shots.items())
@@ -134,7 +141,7 @@ def _print_summary(summary: RunSummary, folder: Path, *, quiet: bool, as_json: b
     console.print(f"  {printable(str(folder))}")
 
 
-def _line(console: Console, what: str, epoch: int | None, scores: dict[str, float] | None) -> None:
+def _line(console: Console, what: str, epoch: int | None, scores: Mapping[str, Any] | None) -> None:
     if scores is None:
         return
     where = "" if epoch is None else f" ({epoch + 1})"

@@ -123,14 +123,14 @@ def ensemble(network):
 
 def test_several_answer_by_the_log_of_their_mean_probability(ensemble):
     outputs = ensemble(IMAGE)
-    first, second = (teacher(IMAGE).logits.softmax(dim=1) for teacher in ensemble.teachers)
+    first, second = (teacher(IMAGE).logits.softmax(dim=1) for teacher in ensemble.each)
     torch.testing.assert_close(outputs.logits.exp(), (first + second) / 2)
     torch.testing.assert_close(outputs.logits.exp().sum(dim=1), torch.ones(6))
 
 
 def test_each_of_several_answers_as_it_does_alone(ensemble):
     outputs = ensemble(IMAGE)
-    for member, teacher in zip(outputs.members, ensemble.teachers, strict=True):
+    for member, teacher in zip(outputs.members, ensemble.each, strict=True):
         alone = teacher(IMAGE)
         assert torch.equal(member.logits, alone.logits)
         assert member.features.keys() == alone.features.keys()

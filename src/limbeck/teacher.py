@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Self
 
@@ -14,9 +13,10 @@ from limbeck.core.errors import ModelError, TeacherChangedError
 from limbeck.core.normalization import Normalization
 from limbeck.core.types import Batch, Outputs
 from limbeck.features import ObservedNetwork
+from limbeck.functional.logits import joint_logits
 from limbeck.teacher_cache import CachedTeacher
 
-__all__ = ["Teacher", "TeacherEnsemble", "state_hash"]
+__all__ = ["CachedEnsemble", "Teacher", "TeacherEnsemble", "joint_hash", "state_hash"]
 
 
 class Teacher(nn.Module):
@@ -151,6 +151,40 @@ class TeacherEnsemble(nn.Module):
         return _together(tuple(one.answer(batch, epoch) for one in self.each))
 
 
+class CachedEnsemble(CachedTeacher):
+    """Several teachers, each by the cache of its answers; they train as a :class:`TeacherEnsemble`.
+
+    Args:
+        teachers: two at least, of the same images.
+    """
+
+    def __init__(self, teachers: Sequence[CachedTeacher]) -> None:
+        self._each = tuple(teachers)
+
+    @property
+    def each(self) -> tuple[CachedTeacher, ...]:
+        """One by one."""
+        return self._each
+
+    @property
+    def name(self) -> str:
+        """Of all."""
+        return " + ".join(one.name for one in self.each)
+
+    def describe(self) -> str:
+        """Of all, in a line."""
+        return "; ".join(one.describe() for one in self.each)
+
+    def hashes(self) -> tuple[str, str]:
+        """Of all states together, and of all caches."""
+        states, caches = zip(*(one.hashes() for one in self.each), strict=True)
+        return joint_hash(states), joint_hash(caches)
+
+    def logits_of(self, split: str, fingerprint: str) -> Tensor:
+        """As of one teacher: their mean probability."""
+        return joint_logits([one.logits_of(split, fingerprint) for one in self.each])
+
+
 def _together(members: tuple[Outputs, ...]) -> Outputs:
     counts = [member.logits.shape[1] for member in members]
     if len(set(counts)) > 1:
@@ -159,18 +193,19 @@ def _together(members: tuple[Outputs, ...]) -> Outputs:
             f"{', '.join(map(str, counts))} logits. Leave out those of other classes, or say which "
             "of theirs are the data's (class_map)"
         )
-    # In float32 or wider, whatever autocast made of the scores; and in log space, since a
-    # probability of exp(-200) is no float32.
-    dtype = torch.promote_types(members[0].logits.dtype, torch.float32)
-    log_p = torch.stack([member.logits.log_softmax(dim=1, dtype=dtype) for member in members])
     return Outputs(
-        log_p.logsumexp(dim=0) - math.log(len(members)),
+        joint_logits([member.logits for member in members]),
         members=members,
         views={
             name: _together(tuple(member.views[name] for member in members))
             for name in members[0].views
         },
     )
+
+
+def joint_hash(hashes: Sequence[str]) -> str:
+    """SHA-256 over several in their order, as hex: of several teachers."""
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def state_hash(network: nn.Module) -> str:

@@ -307,6 +307,15 @@ class CachedTeacher:
             self._map(name)  # whatever is missing or short is found now
 
     @property
+    def each(self) -> tuple[CachedTeacher, ...]:
+        """Itself; of several teachers, each."""
+        return (self,)
+
+    def hashes(self) -> tuple[str, str]:
+        """Of the teacher's state, and of its stored answers."""
+        return self.card.teacher_hash, self.card.hash()
+
+    @property
     def name(self) -> str:
         """The teacher's."""
         return self.card.teacher

@@ -135,6 +135,11 @@ def test_a_teacher_is_a_run_unless_its_weights_are_given():
             (("--teacher", ["a", "b"]), ("--teacher-pretrained", True)),
             [{"name": "a", "pretrained": True}, {"name": "b", "pretrained": True}],
         ),
+        ((("--teacher-cache", ["c", "d"]),), [{"cache": "c"}, {"cache": "d"}]),
+        (
+            (("--teacher", ["a", "b"]), ("--teacher-cache", ["c", "d"])),
+            [{"run": "a", "cache": "c"}, {"run": "b", "cache": "d"}],
+        ),
     ],
 )
 def test_a_repeated_teacher_is_several(given, members):
@@ -152,6 +157,11 @@ def test_teachers_and_checkpoints_go_in_pairs(teachers, weights):
     counts = rf"got {len(teachers)} teachers and {len(weights)} checkpoints"
     with pytest.raises(SettingsError, match=counts):
         collected(("--teacher", teachers), ("--teacher-checkpoint", weights))
+
+
+def test_teachers_and_caches_go_in_pairs():
+    with pytest.raises(SettingsError, match="got 2 teachers and 3 caches"):
+        collected(("--teacher", ["a", "b"]), ("--teacher-cache", ["c", "d", "e"]))
 
 
 def test_several_teachers_on_the_command_line_replace_those_of_the_file(tmp_path):

@@ -11,6 +11,7 @@ from limbeck.functional.logits import (
     as_seen,
     check_logits,
     check_temperature,
+    joint_logits,
     standardize_logits,
     target_mask,
 )
@@ -133,3 +134,17 @@ def test_logits_of_other_shapes_are_named(student, teacher):
 def test_a_temperature_must_be_positive(temperature):
     with pytest.raises(SettingsError, match="temperature must be above 0, got"):
         check_temperature(temperature)
+
+
+def test_networks_together_answer_with_their_mean_probability(generator):
+    members = [3 * torch.randn(20, 8, dtype=torch.float64, generator=generator) for _ in range(3)]
+    mean = sum(logits.softmax(dim=1) for logits in members) / 3
+    torch.testing.assert_close(joint_logits(members).exp(), mean, **EXACT)
+    torch.testing.assert_close(joint_logits(members[:1]), members[0].log_softmax(dim=1), **EXACT)
+
+
+def test_networks_that_are_certain_of_different_classes_answer_finitely():
+    far = torch.tensor([[200.0, 0.0], [0.0, 200.0]])
+    found = joint_logits([far, far.flip(1)])
+    torch.testing.assert_close(found, torch.full((2, 2), math.log(0.5)))
+    assert joint_logits([far.bfloat16()]).dtype == torch.float32

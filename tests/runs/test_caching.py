@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from limbeck.core.errors import CacheError, LimbeckError, RunFolderError, SettingsError
+from limbeck.core.errors import (
+    CacheError,
+    LimbeckError,
+    ModelError,
+    RunFolderError,
+    SettingsError,
+)
 from limbeck.data import TrainLoader, eval_batches
 from limbeck.engine.loop import InterruptedRun
 from limbeck.engine.step import Stepper
@@ -27,17 +33,19 @@ AUGMENT = {"crop_padding": 1, "cycle": 2}
 CACHED = sorted(
     name
     for name, entry in METHODS.items()
-    if entry.family != "none"
+    if any(stage.uses_run_teacher for stage in entry.stages(entry.config()))
     and all(s.method.needs(s.config).logits_suffice for s in entry.stages(entry.config()))
 )
 OUTPUT = sorted(name for name, entry in METHODS.items() if entry.family == "output")
+# What a run of it cannot do without; an assistant asks the teacher in a stage of its own.
+MORE = {name: {"name": name, "assistants": ["digits_cnn"]} for name in ("takd", "dgkd")}
 
 
 def cache_config(small, method="kd", *, augment=AUGMENT, **fields):
     """Of the runs that ``small.config`` makes."""
     method = method if isinstance(method, dict) else {"name": method}
     data = {"fraction": 0.25, "split_seed": 0, "augment": augment}
-    teacher = {"run": small.teacher}
+    teacher = fields.pop("teacher", {"run": small.teacher})
     train = {"device": "cpu", **fields.pop("train", {})}
     return CacheConfig.read(
         {"data": data, "teacher": teacher, "method": method, "train": train, **fields}
@@ -141,24 +149,26 @@ def test_without_augmentation_one_draw_serves_every_epoch_and_every_seed(small, 
 
 
 def test_every_output_method_is_among_those_that_a_cache_serves():
-    """But for the one that reads several teachers, each by itself."""
-    assert set(OUTPUT) - set(CACHED) == {"multi_teacher"}
+    """But for the one that has no teacher: its networks teach each other."""
+    assert set(OUTPUT) - set(CACHED) == {"dml"}
 
 
-@pytest.mark.parametrize("method", CACHED)
+@pytest.mark.parametrize("method", sorted(set(CACHED) - {"multi_teacher"}))
 def test_every_step_has_the_loss_of_the_online_run(small, cached, losses, tmp_path, method):
     """Over three epochs of a cycle of two; the teacher's folder is not there meanwhile."""
-    online = small.run(run_config(small, method, epochs=3), tmp_path / "online")
+    settings = MORE.get(method, method)
+    online = small.run(run_config(small, settings, epochs=3), tmp_path / "online")
     taught = list(losses)
     folder = cached(method)
     losses.clear()
     away = f"{small.teacher}-away"
     os.rename(small.teacher, away)  # noqa: PTH104
     try:
-        offline = small.run(run_config(small, method, cache=folder, epochs=3), tmp_path / "offline")
+        config = run_config(small, settings, cache=folder, epochs=3)
+        offline = small.run(config, tmp_path / "offline")
     finally:
         os.rename(away, small.teacher)  # noqa: PTH104
-    assert len(losses) == 30
+    assert len(losses) == 10 * sum(config.stage_epochs())
     np.testing.assert_allclose(losses, taught, rtol=0, atol=1e-5)
     assert offline.teacher_hash == online.teacher_hash
     assert offline.teacher == online.teacher
@@ -167,6 +177,34 @@ def test_every_step_has_the_loss_of_the_online_run(small, cached, losses, tmp_pa
         assert offline.scores["last"][name] == pytest.approx(value, abs=1e-4), name
     assert offline.teacher_test == pytest.approx(online.teacher_test, abs=1e-6)
     assert offline.teacher_val == pytest.approx(online.teacher_val, abs=1e-6)
+
+
+def test_several_teachers_answer_each_from_its_cache(small, cached, losses, tmp_path):
+    online = small.run(
+        run_config(small, "multi_teacher", teacher=small.several, epochs=3), tmp_path / "online"
+    )
+    taught = list(losses)
+    losses.clear()
+    folders = [cached(teacher=teacher) for teacher in small.several]
+    caches = [{"cache": str(folder)} for folder in folders]
+    config = run_config(small, "multi_teacher", teacher=caches, epochs=3)
+    offline = small.run(config, tmp_path / "offline")
+    np.testing.assert_allclose(losses, taught, rtol=0, atol=1e-5)
+    assert (offline.teacher_hash, offline.teacher) == (online.teacher_hash, online.teacher)
+    assert offline.teacher_test == pytest.approx(online.teacher_test, abs=1e-6)
+    assert len(offline.teachers) == 2
+    for one, same in zip(offline.teachers, online.teachers, strict=True):
+        assert (one.name, one.state_hash) == (same.name, same.state_hash)
+        assert one.test == pytest.approx(same.test, abs=1e-6)
+    assert small.resume(tmp_path / "offline") == offline
+
+
+def test_caches_of_the_same_teacher_and_of_some_teachers_only_are_refused(small, cached):
+    one = {"cache": str(cached())}
+    with pytest.raises(ModelError, match="teachers 1 and 2 are the same"):
+        small.parts(run_config(small, "multi_teacher", teacher=[one, one]))
+    with pytest.raises(SettingsError, match="give one for each, or none"):
+        run_config(small, "multi_teacher", teacher=[one, small.several[1]])
 
 
 def test_less_storage_teaches_a_little_differently(small, cached, losses, tmp_path):

@@ -7,7 +7,7 @@ from safetensors.numpy import load_file
 from limbeck.engine.distributed import World
 from limbeck.engine.evaluate import KeptLogits
 from limbeck.runs import predictions
-from limbeck.runs.predictions import ensemble_logits, judge_answers, write_predictions
+from limbeck.runs.predictions import judge_answers, write_predictions
 
 
 @pytest.fixture
@@ -116,10 +116,3 @@ def test_a_long_tail_is_told_by_training_images_of_a_class(answers):
 def test_without_a_long_tail_nothing_is_told_by_training_images(answers, counts):
     scores, _ = judge_answers(answers(), None, counts)
     assert "few_shot" not in scores["last"]
-
-
-def test_networks_together_answer_with_their_mean_probability(generator):
-    members = [3 * torch.randn(20, 8, generator=generator) for _ in range(3)]
-    mean = sum(F.softmax(logits, dim=1) for logits in members) / 3
-    torch.testing.assert_close(ensemble_logits(members).exp(), mean)
-    torch.testing.assert_close(ensemble_logits(members[:1]), F.log_softmax(members[0], dim=1))

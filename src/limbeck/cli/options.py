@@ -32,6 +32,7 @@ __all__ = [
 # Settings that name a model: a file.py:function among them is run only if it was typed.
 _MODEL_PATHS = (("student", "name"), ("teacher", "name"))
 _TEACHER_WEIGHTS = ("teacher.checkpoint", "teacher.pretrained")
+_OF_EACH_TEACHER = ("teacher", *_TEACHER_WEIGHTS, "teacher.cache")
 _MODEL_LISTS = (("method", "assistants"), ("method", "peers"))
 # What networks of timm and torchvision begin with, which are never folders of runs.
 _LIBRARIES = ("timm/", "torchvision/", "hf-hub:", "local-dir:")
@@ -132,8 +133,10 @@ OPTIONS: tuple[RunOption, ...] = (
         ("--teacher-cache",),
         "teacher.cache",
         str,
-        "The folder of its logits that `limbeck cache` made; the network itself need not exist.",
+        "The folder of its logits that `limbeck cache` made; the network itself need not exist. "
+        "Repeat it for several.",
         teacher_only=True,
+        repeated=True,
     ),
     RunOption(
         ("--method",),
@@ -456,7 +459,7 @@ def settings_changes(options: Mapping[RunOption, Any]) -> list[tuple[tuple[str, 
     """What the given flags set: path and value."""
     by_name = any(o.path in _TEACHER_WEIGHTS for o in options)
     changes: list[tuple[tuple[str, ...], Any]] = []
-    teachers = {o.path: v for o, v in options.items() if o.path in ("teacher", *_TEACHER_WEIGHTS)}
+    teachers = {o.path: v for o, v in options.items() if o.path in _OF_EACH_TEACHER}
     several = any(isinstance(given, list) and len(given) > 1 for given in teachers.values())
     if several:
         changes.append((("teacher", "members"), _several_teachers(teachers)))
@@ -484,7 +487,18 @@ def settings_changes(options: Mapping[RunOption, Any]) -> list[tuple[tuple[str, 
 
 def _several_teachers(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The fields of each of several teachers, from what the flags that concern one gave."""
-    teachers, weights = (given.get(path) or [] for path in ("teacher", "teacher.checkpoint"))
+    teachers, weights, caches = (
+        given.get(path) or [] for path in ("teacher", "teacher.checkpoint", "teacher.cache")
+    )
+    if caches:
+        if teachers and len(teachers) != len(caches):
+            raise SettingsError(
+                f"--teacher-cache goes with each --teacher, in their order; got {len(teachers)} "
+                f"teachers and {len(caches)} caches. The caches alone suffice"
+            )
+        without = {path: value for path, value in given.items() if path != "teacher.cache"}
+        each = _several_teachers(without) if teachers else [{} for _ in caches]
+        return [one | {"cache": path} for one, path in zip(each, caches, strict=True)]
     if weights and len(weights) != len(teachers):
         raise SettingsError(
             f"--teacher-checkpoint goes with each --teacher, in their order; got {len(teachers)} "

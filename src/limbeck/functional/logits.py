@@ -5,6 +5,8 @@ B batch, K classes.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
@@ -20,6 +22,7 @@ __all__ = [
     "as_seen",
     "check_logits",
     "check_temperature",
+    "joint_logits",
     "standardize_logits",
     "target_mask",
 ]
@@ -66,6 +69,27 @@ def check_temperature(temperature: float) -> None:
             f"the temperature must be above 0, got {temperature}; 1 leaves the probabilities as "
             "they are, and higher ones soften them"
         )
+
+
+def joint_logits(members: Sequence[Tensor]) -> Tensor:
+    r"""What several networks answer together: the log of their mean probability.
+
+    .. math:: \log \frac{1}{n} \sum_i \mathrm{softmax}(z^i)
+
+    Args:
+        members: logits ``(B, K)`` of each, one at least.
+
+    Returns:
+        ``(B, K)``, float32 or wider.
+
+    Example:
+        >>> one, other = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3), 0.0]])
+        >>> joint_logits([one, other]).exp().tolist()
+        [[0.625, 0.375]]
+    """
+    # In log space, since a probability of exp(-200) is no float32.
+    log_p = torch.stack([widened(logits).log_softmax(dim=1) for logits in members])
+    return log_p.logsumexp(dim=0) - math.log(len(members))
 
 
 def target_mask(label: Tensor, teacher_logits: Tensor) -> Tensor:

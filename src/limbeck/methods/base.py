@@ -108,12 +108,9 @@ class Needs:
 
     @property
     def logits_suffice(self) -> bool:
-        """Whether a step asks nothing of the teacher but its logits, which can be stored.
-
-        Not so of several teachers by themselves: a cache holds the logits of one.
-        """
+        """Whether a step asks nothing of the teacher but its logits, which can be stored."""
         features = self.teacher_layers or self.teacher_classifier or self.teacher_batch_norms
-        return not self.members and (not features or bool(self.before_training))
+        return not features or bool(self.before_training)
 
     @property
     def one_teacher(self) -> bool:

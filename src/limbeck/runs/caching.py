@@ -37,8 +37,13 @@ from limbeck.methods.base import Method, Probe, Stage
 from limbeck.models import save_weights
 from limbeck.runs.config import RunConfig, TeacherConfig, check_logits_suffice, resolved_method
 from limbeck.runs.folder import RunFolder, read_json
-from limbeck.runs.networks import DataFacts, NamedNetwork, build_teacher
-from limbeck.teacher import Teacher, state_hash
+from limbeck.runs.networks import (
+    DataFacts,
+    NamedNetwork,
+    build_teacher,
+    refuse_same_teachers,
+)
+from limbeck.teacher import CachedEnsemble, Teacher, state_hash
 from limbeck.teacher_cache import (
     CARD_FILE,
     METHOD_FILE,
@@ -92,7 +97,7 @@ class CacheConfig(Settings):
 
     @model_validator(mode="after")
     def _answers_can_be_stored(self) -> CacheConfig:
-        if self.teacher.cache is not None:
+        if self.teacher.is_cached:
             raise ValueError("a cache is made from the teacher itself; leave teacher.cache out")
         check_logits_suffice(str(self.method["name"]), self.stages())
         if _is_drawn(self.data.augment, self.views()) and self.data.augment.cycle is None:
@@ -462,6 +467,17 @@ def open_teacher(
     Raises:
         CacheError: if the cache is not whole, or of another teacher.
     """
+    if config.members and config.is_cached:
+        each = [open_teacher(one, data, typed=typed, scores=scores) for one in config.members]
+        stored = [one for one in each if isinstance(one, CachedTeacher)]
+        refuse_same_teachers(
+            [
+                (one.name, (card.teacher_hash, card.normalization, card.classes))
+                for one in stored
+                for card in (one.card,)
+            ]
+        )
+        return CachedEnsemble(stored)
     named = network
     if named is None and (config.run is not None or config.name is not None or config.members):
         named = build_teacher(config, data, typed=typed, scores=scores)
@@ -506,14 +522,16 @@ def check_cache(cached: CachedTeacher, config: RunConfig, split_hashes: Mapping[
     Raises:
         CacheError: naming all that differs, and what to do.
     """
-    faults = [
-        *_data_faults(cached.card, config, split_hashes),
-        *_augment_faults(cached.card, config),
-        *_method_faults(cached.card, config),
-    ]
-    if faults:
+    for one in cached.each:
+        faults = [
+            *_data_faults(one.card, config, split_hashes),
+            *_augment_faults(one.card, config),
+            *_method_faults(one.card, config),
+        ]
+        if not faults:
+            continue
         raise CacheError(
-            f"{cached.folder} does not answer what this run asks:"
+            f"{one.folder} does not answer what this run asks:"
             + "".join(f"\n  {fault}" for fault in faults)
             + "\nTrain with what was cached (--set NAME=VALUE), or cache this in another folder"
         )

@@ -64,15 +64,8 @@ def check_logits_suffice(method: str, stages: Sequence[Stage]) -> None:
     Raises:
         ValueError: naming the method and what to do.
     """
-    needs = [stage.method.needs(stage.config) for stage in stages]
-    if all(need.logits_suffice for need in needs):
+    if all(stage.method.needs(stage.config).logits_suffice for stage in stages):
         return
-    if any(need.members for need in needs):
-        raise ValueError(
-            f"method {method!r} reads each of several teachers by itself, and a cache holds the "
-            "logits of one; give the teachers themselves (--teacher A --teacher B), or learn from "
-            "the cache by kd"
-        )
     raise ValueError(
         f"method {method!r} reads its teacher's features in every step, and a cache holds logits "
         "alone; give the teacher itself (--teacher), or learn from the cache by a method of "
@@ -169,9 +162,10 @@ class TeacherConfig(Settings):
             raise ValueError("several teachers are two at least, got one; give it without a list")
         if any(member.members for member in self.members):
             raise ValueError("a member is one teacher; name all of them in one list")
-        if any(member.cache is not None for member in self.members):
+        if 0 < sum(member.cache is not None for member in self.members) < len(self.members):
             raise ValueError(
-                "a cache stands for one teacher alone; of several, name the networks themselves"
+                "some of the teachers have a cache of their logits and some have none; give one "
+                "for each, or none"
             )
         return self
 
@@ -201,6 +195,11 @@ class TeacherConfig(Settings):
                 "teaches nothing"
             )
         return self
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether it answers from a cache of its logits, or each of several does."""
+        return self.cache is not None or any(member.is_cached for member in self.members)
 
 
 class RunConfig(Settings):
@@ -243,7 +242,7 @@ class RunConfig(Settings):
                 f"method {self.method_name!r} uses no teacher; leave the teacher out, or choose a "
                 "method that has one (`limbeck methods`)"
             )
-        if self.teacher is not None and self.teacher.cache is not None:
+        if self.teacher is not None and self.teacher.is_cached:
             check_logits_suffice(self.method_name, stages)
         count = len(self.teacher.members) if self.teacher is not None else 0
         if count and any(stage.method.needs(stage.config).one_teacher for stage in stages):

@@ -36,6 +36,7 @@ from limbeck.engine.optim import ScheduleConfig
 from limbeck.engine.probe import build_learner, check_fit, dry_forward, freeze_idle
 from limbeck.engine.recorder import Observer, Recorder, SilentObserver
 from limbeck.engine.step import Stepper
+from limbeck.functional.logits import joint_logits
 from limbeck.methods.base import RUN_TEACHER, Method, Needs, Stage
 from limbeck.methods.feature.simkd import ReusedClassifier
 from limbeck.models import load_weights, save_weights, summarise
@@ -55,7 +56,7 @@ from limbeck.runs.networks import (
     build_own_networks,
     build_student,
 )
-from limbeck.runs.predictions import ensemble_logits, judge_answers, write_predictions
+from limbeck.runs.predictions import judge_answers, write_predictions
 from limbeck.runs.prepared import keep_buffers, prepared_path, recall_buffers
 from limbeck.runs.provenance import sources_hash
 from limbeck.runs.summary import (
@@ -66,7 +67,7 @@ from limbeck.runs.summary import (
     TestResult,
     read_summary,
 )
-from limbeck.teacher import Teacher, TeacherEnsemble, state_hash
+from limbeck.teacher import Teacher, TeacherEnsemble, joint_hash, state_hash
 from limbeck.teacher_cache import CachedTeacher
 
 __all__ = [
@@ -429,6 +430,9 @@ class _Session:
         batch, needs = self._dry_batch(_DRY_IMAGES), Needs()
         needs = dataclasses.replace(needs, teacher_scores=self.config.reads_teacher_scores)
         for role, one in (_members(named) | own).items():
+            if isinstance(one, CachedTeacher):
+                self.member_hashes[role] = one.card.teacher_hash
+                continue
             hashes = self.own_hashes if role in own else self.member_hashes
             hashes[role] = state_hash(self._place(one.network))
             with _naming(role, one):
@@ -607,7 +611,8 @@ class _Session:
         for name in stage.teachers if needs.teacher else ():
             named = self.parts.teacher if name == RUN_TEACHER else self.parts.own[name]
             if isinstance(named, CachedTeacher):
-                each.append(named.placed(self.device, cycle=self.config.data.augment.cycle))
+                cycle = self.config.data.augment.cycle
+                each += [one.placed(self.device, cycle=cycle) for one in named.each]
             elif named is not None:
                 each += [self._open(one, needs) for one in named.each]
         self.opened = [one for one in each if isinstance(one, Teacher)]
@@ -909,8 +914,9 @@ class _Session:
         held_out, answers = self._read_held_out(networks)
         test, taught = held_out.get("test"), self.parts.teacher
         for role, one in _members(taught).items():
-            with _naming(role, one):
-                Teacher(one.network).check_unchanged(self.member_hashes[role])
+            if isinstance(one, NamedNetwork):
+                with _naming(role, one):
+                    Teacher(one.network).check_unchanged(self.member_hashes[role])
         for name, was in self.own_hashes.items():
             with _naming(name, self.parts.own[name]):
                 Teacher(self.parts.own[name].network).check_unchanged(was)
@@ -976,7 +982,7 @@ class _Session:
     ) -> tuple[TeacherResult, ...]:
         """Of several teachers, each."""
         named = self.parts.teacher
-        if not isinstance(named, NamedNetwork) or not named.members:
+        if named is None or len(named.each) == 1:
             return ()
         return tuple(
             TeacherResult(
@@ -1025,7 +1031,7 @@ class _Session:
                 scores[split] = self._judge(networks, split, kept)
                 if self.stage.ensemble:
                     members = [kept.logits[name] for name in (*self.stage.ensemble, "last")]
-                    kept.logits["ensemble"] = ensemble_logits(members)
+                    kept.logits["ensemble"] = joint_logits(members)
         return scores, answers
 
     def _judge_embedding(
@@ -1177,27 +1183,28 @@ def _check_same_network(folder: RunFolder, name: str, then: str, now: str) -> No
 def teacher_hashes(teacher: NamedNetwork | CachedTeacher | None) -> dict[str, str | None]:
     """What a run is taught by: the network's state, and its stored answers where there are some."""
     if isinstance(teacher, CachedTeacher):
-        return {"teacher_hash": teacher.card.teacher_hash, "teacher_cache": teacher.card.hash()}
-    return {
-        "teacher_hash": None if teacher is None else state_hash(teacher.network),
-        "teacher_cache": None,
-    }
+        state, cache = teacher.hashes()
+        return {"teacher_hash": state, "teacher_cache": cache}
+    each = [] if teacher is None else [state_hash(one.network) for one in teacher.each]
+    joint = joint_hash(each) if len(each) > 1 else each[0] if each else None
+    return {"teacher_hash": joint, "teacher_cache": None}
 
 
-def _members(named: NamedNetwork | CachedTeacher | None) -> dict[str, NamedNetwork]:
-    """Networks one by one: "teacher", or "teacher1" and so on where there are several."""
-    if not isinstance(named, NamedNetwork):
+def _members(named: NamedNetwork | CachedTeacher | None) -> dict[str, NamedNetwork | CachedTeacher]:
+    """Teachers one by one: "teacher", or "teacher1" and so on where there are several."""
+    if named is None:
         return {}
-    if not named.members:
-        return {"teacher": named}
-    return {f"teacher{number}": one for number, one in enumerate(named.members, start=1)}
+    each: Sequence[NamedNetwork | CachedTeacher] = named.each
+    if len(each) == 1:
+        return {RUN_TEACHER: named}
+    return {f"{RUN_TEACHER}{number}": one for number, one in enumerate(each, start=1)}
 
 
 def _teacher_roles(
     named: NamedNetwork | CachedTeacher,
 ) -> dict[str, NamedNetwork | CachedTeacher]:
     """The same, and "teacher" for all together."""
-    return {"teacher": named} | _members(named)
+    return {RUN_TEACHER: named} | _members(named)
 
 
 def _called(role: str) -> str:

@@ -44,6 +44,7 @@ __all__ = [
     "build_teacher",
     "join_teachers",
     "load_student",
+    "refuse_same_teachers",
     "take_student",
     "take_teacher",
 ]
@@ -293,21 +294,34 @@ def take_teacher(network: nn.Module, config: TeacherConfig, bundle: DataBundle) 
     return _teacher(config, opened, normalization, config.name, data)
 
 
+def refuse_same_teachers(teachers: Sequence[tuple[str, object]]) -> None:
+    """Refuse one that is there twice.
+
+    Args:
+        teachers: name, and what makes it what it is.
+
+    Raises:
+        ModelError: naming both places.
+    """
+    seen: dict[object, int] = {}
+    for number, (name, key) in enumerate(teachers, start=1):
+        if key in seen:
+            raise ModelError(
+                f"teachers {seen[key]} and {number} are the same: {name}, with equal weights. "
+                "Two that always agree teach what one does; leave one of them out"
+            )
+        seen[key] = number
+
+
 def join_teachers(teachers: Sequence[NamedNetwork]) -> NamedNetwork:
     """Several teachers as one that answers by their mean probability; they are frozen.
 
     Raises:
         ModelError: if one of them is there twice.
     """
-    seen: dict[object, int] = {}
-    for number, one in enumerate(teachers, start=1):
-        key = state_hash(one.network), one.normalization, one.classes
-        if key in seen:
-            raise ModelError(
-                f"teachers {seen[key]} and {number} are the same: {one.name}, with equal weights. "
-                "Two that always agree teach what one does; leave one of them out"
-            )
-        seen[key] = number
+    refuse_same_teachers(
+        [(one.name, (state_hash(one.network), one.normalization, one.classes)) for one in teachers]
+    )
     network = TeacherEnsemble(
         [
             Teacher(one.network, normalization=one.normalization, classes=one.classes)

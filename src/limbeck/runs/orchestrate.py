@@ -400,7 +400,7 @@ class _Sitting:
         if task.kind != "run" or task.label is None:
             return False
         row, given = self.config.contenders[task.label], self.config.teacher
-        cached = given is not None and given.cache is not None
+        cached = given is not None and given.is_cached
         return row.needs_teacher and row.role == "method" and not cached
 
     def in_workers(self, jobs: int) -> None:

@@ -6,10 +6,9 @@ N images, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -21,28 +20,10 @@ from limbeck.metrics.scorecard import scorecard
 from limbeck.metrics.scores import is_long_tailed
 from limbeck.models import save_weights
 
-__all__ = ["MOST_BYTES", "ensemble_logits", "judge_answers", "write_predictions"]
+__all__ = ["MOST_BYTES", "judge_answers", "write_predictions"]
 
 MOST_BYTES = 64 * 2**20  # a larger file is not written
 _STUDENTS = ("last", "best_on_validation")
-
-
-def ensemble_logits(members: Sequence[Tensor]) -> Tensor:
-    """What several networks answer together: the log of their mean probability.
-
-    Args:
-        members: logits ``(N, K)`` of each.
-
-    Returns:
-        ``(N, K)``, float32.
-
-    Example:
-        >>> one, other = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3), 0.0]])
-        >>> ensemble_logits([one, other]).exp().tolist()
-        [[0.625, 0.375]]
-    """
-    log_p = torch.stack([logits.float().log_softmax(dim=1) for logits in members])
-    return log_p.logsumexp(dim=0) - math.log(len(members))
 
 
 def write_predictions(answers: Mapping[str, KeptLogits], path: Path) -> str | None:

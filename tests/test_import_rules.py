@@ -18,7 +18,7 @@ ALLOWED = {
     "models": ("core",),
     "layers": ("core",),
     "features": ("core", "layers"),
-    "teacher": ("core", "features"),
+    "teacher": ("core", "features", "functional", "teacher_cache"),
     "teacher_cache": ("core",),
     "methods": ("core", "features", "functional"),
     "losses": ("functional", "methods"),

@@ -160,7 +160,15 @@ def _full_writer(place):
     write_compared = _comparison_writer(place)
 
     def write(
-        hits=None, *, titles=(), class_names=None, num_images=120, num_classes=6, epochs=5, **fields
+        hits=None,
+        *,
+        titles=(),
+        class_names=None,
+        layer_names=None,
+        num_images=120,
+        num_classes=6,
+        epochs=5,
+        **fields,
     ):
         hits = HITS if hits is None else hits
         rows = {
@@ -211,6 +219,18 @@ def _full_writer(place):
             ]
             lines = [json.dumps(row) + "\n" for row in rows]
             (run / "metrics.jsonl").write_text("".join(lines))
+        for run in sorted((folder / "runs").glob("*-seed0")):
+            names = layer_names or ("stem", "stage1", "stage2")
+            alike = {
+                "student": "digits_cnn_tiny",
+                "teacher": "digits_cnn",
+                "split": "val",
+                "num_images": 50,
+                "student_layers": {name: f"body.{name}" for name in names[:2]},
+                "teacher_layers": {name: name for name in names},
+                "values": [[0.875, 0.5, -0.0625], [0.25, 0.75, 0.375]],
+            }
+            (run / "cka.json").write_text(json.dumps(alike))
         return folder
 
     return write

@@ -100,6 +100,7 @@ def poisoned(write_full, text, *, name="comparison"):
         hits,
         titles={label: f"{text} {label}" for label in hits},
         class_names=[f"{text} {k}" for k in range(6)],
+        layer_names=[f"{text} {k}" for k in range(3)],
         name=name,
         command=["limbeck", text],
         begun=text,
@@ -136,7 +137,9 @@ def test_no_name_changes_the_pages_structure_and_each_is_read_as_it_stands(
 
 def test_every_part_that_a_reader_needs_is_there(page):
     anchors = [value for tag, name, value in page.attributes if (tag, name) == ("section", "id")]
-    expected = "setting table gains epochs costs calibration agreement classes families notices"
+    expected = (
+        "setting table gains epochs costs calibration agreement classes layers families notices"
+    )
     assert anchors == [*expected.split(), "failures", "reproduce", "definitions"]
     links = {value for tag, name, value in page.attributes if (tag, name) == ("a", "href")}
     assert {f"#{anchor}" for anchor in anchors} <= links

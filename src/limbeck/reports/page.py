@@ -18,6 +18,7 @@ from limbeck.reports.compared import Compared
 from limbeck.reports.costs import costs, families
 from limbeck.reports.evidence import Evidence
 from limbeck.reports.export import comparison_csv, comparison_markdown, runs_csv
+from limbeck.reports.layers import layers
 from limbeck.reports.layout import ISOLATES, Section
 from limbeck.reports.origin import definitions, failures, notices, reproduction, setting
 from limbeck.reports.results import epochs, gains, overview
@@ -36,6 +37,7 @@ SECTIONS: Final[tuple[Callable[[Evidence], Section | None], ...]] = (
     calibration,
     agreement,
     classes,
+    layers,
     families,
     notices,
     failures,

@@ -6,12 +6,16 @@ B batch, C channels, H W spatial, K classes.
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from limbeck.core.errors import LimbeckError, ModelError
+from limbeck.core.errors import LimbeckError, ModelError, SettingsError, ShapeError
+from limbeck.core.normalization import Normalization
 from limbeck.core.types import Batch, Classifier, Outputs, Progress
+from limbeck.engine.probe import build_learner
 from limbeck.methods import METHODS
 from limbeck.methods.base import BatchNormInfo, Probe, Stage
+from limbeck.teacher import Teacher
 
 CLASSES = 5
 LABELS = torch.arange(40) % CLASSES
@@ -45,6 +49,7 @@ def cases():
 
 
 CASES = list(cases())
+DEFAULTS = [case for case in CASES if "=" not in case.id]
 
 
 def features_of(whose, kind, *, size=4):
@@ -89,12 +94,14 @@ def outputs(whose, features, needs):
 class World:
     """One stage's method on made-up features of both networks."""
 
-    def __init__(self, stage: Stage, student="plain", teacher="plain", *, size=4):
+    def __init__(self, stage: Stage, student="plain", teacher="plain", *, size=4, replaced=()):
         self.needs = stage.method.needs(stage.config)
         self.given = {
             "student": features_of("student", student, size=size),
             "teacher": features_of("teacher", teacher, size=size),
         }
+        for whose, name, feature in replaced:
+            self.given[whose][name] = feature
         probe = Probe(
             student=outputs("student", self.given["student"], self.needs),
             teacher=outputs("teacher", self.given["teacher"], self.needs),
@@ -180,6 +187,103 @@ def test_so_does_a_batch_of_one(stage, kind):
     terms, gradients = world.step()
     assert torch.isfinite(terms.total)
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+# Layers that do not fit, as (shape behind the batch, C channels) and the words that say so.
+C = 6
+MISFITS = {
+    "tokens of no square": ((7, C), "none of .* leaves a square grid. Set {whose}_layout"),
+    "a map that may lie in two ways": ((C, 2, 9), "where the channels of the {whose}'s feature"),
+    "a video": ((C, 2, 2, 2), "a map of 4 axes, tokens of 3 or a vector of 2.* the {whose}'s is"),
+    "one vector": ((C,), "compared place by place, and a vector has no places; got student"),
+}
+# Which compare sets of images, vectors or class scores, and so take a layer of any shape; SimKD
+# then reads the teacher's vector in the place of its map.
+TAKES_ANY = {"CKA", "CRD", "FitNetDistil"}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+@pytest.mark.parametrize("whose", CHANNELS)
+@pytest.mark.parametrize("stage", DEFAULTS)
+def test_a_layer_that_cannot_be_matched_is_told_before_training(stage, whose, misfit):
+    shape, words = MISFITS[misfit]
+    feature = torch.linspace(-1, 1, 4 * torch.Size(shape).numel()).reshape(4, *shape)
+    names = [name for name in features_of(whose, "plain") if name != "penultimate"]
+    replaced = [(whose, name, feature) for name in names]
+    method = stage.method.__name__
+    takes = method in TAKES_ANY or (method, whose) == ("SimKD", "teacher")
+    if takes or (method, misfit) == ("SimKD", "one vector"):
+        terms, _ = World(stage, replaced=replaced).step()
+        assert torch.isfinite(terms.total)
+        return
+    with pytest.raises(ShapeError, match=words.format(whose=whose)):
+        World(stage, replaced=replaced)
+
+
+@pytest.mark.parametrize("layers", [(("stage1",), ("stage1", "stage2")), ((), ())], ids=str)
+@pytest.mark.parametrize("name", ["at", "cka", "ofd", "reviewkd", "vid"])
+def test_lists_of_layers_that_are_not_equally_long_are_refused(name, layers):
+    entry = METHODS[name]
+    (stage,) = entry.stages(entry.config(student_layers=layers[0], teacher_layers=layers[1]))
+    with pytest.raises(SettingsError, match="must name equally many layers"):
+        World(stage)
+
+
+class Bare(nn.Module):
+    """Two stages without a batch-norm, and a classifier that is a linear layer or none."""
+
+    def __init__(self, width, *, linear=True):
+        super().__init__()
+        self.stage1 = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU())
+        self.stage2 = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU())
+        self.head = nn.Linear(2 * width, 4) if linear else nn.Conv2d(2 * width, 4, 1)
+        self.layer_aliases = {"stage1": "stage1", "stage2": "stage2", "last": "stage2"}
+
+    def forward(self, image):
+        pooled = self.stage2(self.stage1(image)).mean((2, 3), keepdim=True)
+        linear = isinstance(self.head, nn.Linear)
+        return self.head(pooled.flatten(1) if linear else pooled).flatten(1)
+
+
+@pytest.mark.parametrize("without", ["batch-norm", "student's classifier", "teacher's classifier"])
+@pytest.mark.parametrize("stage", DEFAULTS)
+def test_what_a_network_lacks_is_told_by_the_methods_that_need_it(stage, without, generator):
+    refused = {"OFD": "no batch-norm gives the teacher's layer 'pre_activation:stage1'"}
+    if without != "batch-norm":
+        words = "is a Conv2d and no nn.Linear; this method needs .*: choose another method"
+        refused |= dict.fromkeys(("CATKD", "SimKD"), words)
+    needs = stage.method.needs(stage.config)
+    image = torch.rand(4, 1, 8, 8, generator=generator)
+    batch = Batch(index=torch.arange(4), image=image, label=torch.arange(4))
+
+    def step():
+        teacher = Teacher(
+            Bare(5, linear=without != "teacher's classifier"),
+            layers=needs.teacher_layers,
+            classifier=needs.teacher_classifier,
+        )
+        student = Bare(3, linear=without != "student's classifier")
+        learner = build_learner(
+            stage,
+            student,
+            teacher,
+            batch,
+            normalization=Normalization(mean=(0.5,), std=(0.3,)),
+            num_images=4,
+            num_classes=4,
+            labels=batch.label,
+            seed=0,
+        )
+        total = learner(batch, teacher(image), PROGRESS).terms.total
+        total.backward()
+        assert torch.isfinite(total)
+
+    words = refused.get(stage.method.__name__)
+    if words is None:
+        step()
+        return
+    with pytest.raises(ModelError, match=words):
+        step()
 
 
 class NoWaiting(TorchDispatchMode):

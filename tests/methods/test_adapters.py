@@ -143,6 +143,18 @@ def test_every_place_arrives_where_it_belongs(kind, generator):
     torch.testing.assert_close(layout.as_vector(feature), mean, **EXACT)
 
 
+@pytest.mark.parametrize("purpose", ["map", "tokens"])
+def test_a_vector_goes_with_a_map_of_one_place_and_with_no_other(purpose, generator):
+    """As before the classifiers of two networks, one of which has a 1x1 convolution for it."""
+    vector, theirs = torch.randn(2, 5, generator=generator), torch.zeros(2, 7, 1, 1)
+    layouts = {"student_layout": LayoutConfig(), "teacher_layout": LayoutConfig()}
+    pair = align(vector, theirs, purpose=purpose, **layouts)(vector, theirs)
+    assert pair.student.shape[:2] == ((2, 5) if purpose == "map" else (2, 1))
+    assert torch.equal(pair.student.flatten(), vector.flatten())
+    with pytest.raises(ShapeError, match="a vector has no places"):
+        align(vector, torch.zeros(2, 7, 2, 2), purpose=purpose, **layouts)
+
+
 def test_a_vector_is_one_place(generator):
     vector = torch.randn(2, 5, generator=generator)
     layout = find_layout(vector, LayoutConfig(), whose="student")

@@ -204,3 +204,10 @@ def test_the_hash_is_of_what_changes_the_result(train):
 )
 def test_the_hash_changes_with_every_setting_of_the_result(fields):
     assert config(**fields).hash() != config().hash()
+
+
+@pytest.mark.parametrize("name", [n for n, entry in METHODS.items() if entry.family == "feature"])
+def test_a_method_of_features_does_not_learn_from_stored_logits(name):
+    message = f"method '{name}' reads its teacher's features .*; give the teacher itself"
+    with pytest.raises(SettingsError, match=message):
+        config(method={"name": name}, teacher=TeacherConfig(cache="runs/cache"))

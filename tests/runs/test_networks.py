@@ -279,6 +279,8 @@ def test_a_reused_classifier_comes_back_whole_and_in_plain_torch(small, tmp_path
         x = backbone.halve(backbone.stage2(backbone.halve(backbone.stage1(image))))
         logits = classifier(projector(backbone.stage3(x)).mean(dim=(2, 3)))
         torch.testing.assert_close(loaded.network(image), logits)
+    judged = load_file(tmp_path / "run" / "predictions.safetensors")["test.last"]
+    torch.testing.assert_close(judged, logits)  # as the run's last evaluation had them
     top1 = (logits.argmax(1) == parts.data.test.labels).float().mean().item()
     assert summary.test.last["top1"] == pytest.approx(top1)
 

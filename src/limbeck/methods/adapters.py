@@ -441,8 +441,8 @@ def align(
         teacher_layout: the same of the teacher's.
 
     Raises:
-        ShapeError: if a shape leaves its layout open, or one feature has places and the other is
-            a vector, unless vectors are asked for.
+        ShapeError: if a shape leaves its layout open, or one feature has several places and the
+            other is a vector, unless vectors are asked for.
     """
     alignment = Alignment(
         purpose=purpose,
@@ -450,7 +450,8 @@ def align(
         teacher_layout=find_layout(teacher_feature, teacher_layout, whose="teacher"),
     )
     layouts = alignment.student_layout, alignment.teacher_layout
-    if purpose != "vector" and [layout.kind for layout in layouts].count("vector") == 1:
+    one_vector = [layout.kind for layout in layouts].count("vector") == 1
+    if purpose != "vector" and one_vector and any(layout.grid != (1, 1) for layout in layouts):
         raise ShapeError(
             "features are compared place by place, and a vector has no places; got student "
             f"{tuple(student_feature.shape)}, teacher {tuple(teacher_feature.shape)}. Choose two "

@@ -26,7 +26,7 @@ from limbeck.core.types import Outputs
 from limbeck.methods.adapters import AlignedPair, Alignment, LayoutConfig, align, find_layout
 from limbeck.methods.base import Probe
 
-__all__ = ["LayerPair", "LayerPairs", "Pairing", "pair_grids", "pair_layers"]
+__all__ = ["LayerPair", "LayerPairs", "Pairing", "named_one_by_one", "pair_grids", "pair_layers"]
 
 Pairing = Literal["resolution", "depth"]
 
@@ -105,17 +105,11 @@ def pair_layers(
         ]
         for whose in names
     }
-    if any("*" in name for name in (*student_layers, *teacher_layers)):
+    if named_one_by_one(student_layers, teacher_layers):
+        chosen = [(k, k) for k in range(len(student_layers))]
+    else:
         grids = {whose: [layout.known_grid() for layout in lying[whose]] for whose in lying}
         chosen = pair_grids(grids["student"], grids["teacher"], rule=rule)
-    else:
-        counts = len(student_layers), len(teacher_layers)
-        if counts[0] != counts[1] or not counts[0]:
-            raise SettingsError(
-                "student_layers and teacher_layers must name equally many layers, or every stage "
-                f"('stage*'); got {counts[0]} and {counts[1]}"
-            )
-        chosen = [(k, k) for k in range(counts[0])]
     pairs = tuple(
         LayerPair(
             ours := names["student"][i],
@@ -137,6 +131,23 @@ def pair_layers(
         if k not in {pair[position] for pair in chosen}
     )
     return LayerPairs(pairs, left_out)
+
+
+def named_one_by_one(student_layers: Sequence[str], teacher_layers: Sequence[str]) -> bool:
+    """Whether the layers that are asked for are pairs as they stand, without ``stage*``.
+
+    Raises:
+        SettingsError: if they should be, and are not equally many of both networks.
+    """
+    if any("*" in name for name in (*student_layers, *teacher_layers)):
+        return False
+    counts = len(student_layers), len(teacher_layers)
+    if counts[0] != counts[1] or not counts[0]:
+        raise SettingsError(
+            "student_layers and teacher_layers must name equally many layers, or every stage "
+            f"('stage*'); got {counts[0]} and {counts[1]}"
+        )
+    return True
 
 
 def pair_grids(

@@ -30,6 +30,7 @@ from limbeck.functional.cka import debiased_cka, linear_cka, rbf_cka
 from limbeck.functional.gather import gathered
 from limbeck.functional.precision import widened
 from limbeck.methods.base import Method, MethodConfig, Needs, Probe
+from limbeck.methods.pairing import named_one_by_one
 
 __all__ = ["CKA", "CKAConfig"]
 
@@ -85,7 +86,12 @@ class CKA(Method[CKAConfig]):
 
     @classmethod
     def from_probe(cls, config: CKAConfig, probe: Probe) -> Self:
-        """Pair the layers from the last backwards."""
+        """Pair the layers from the last backwards.
+
+        Raises:
+            SettingsError: if layers are named one by one, and not equally many of both networks.
+        """
+        named_one_by_one(config.student_layers, config.teacher_layers)
         ours = probe.layers("student", config.student_layers)
         theirs = probe.layers("teacher", config.teacher_layers)
         pairs = tuple(zip(ours[::-1], theirs[::-1], strict=False))[::-1]

@@ -6,7 +6,10 @@ same with its taps, adapters and loss, by limbeck's own learner. Adapters are ru
 process, forward, backward and update on the inputs they had in the step, and counted apart: what
 is left over the floor is what limbeck and the loss cost.
 
-    python benchmarks/feature_memory.py --rounds 5
+    python benchmarks/feature_memory.py --output results/feature_steps.csv
+
+A method of several stages has a row for each; where a stage stops the student's pass early, it
+takes less than the floor. What was measured, and what it means, is in docs/features.md.
 
 Time is the median over rounds, in each of which the floor and every method take turns; on a CPU it
 is this process's own processor time, so that others at work on the machine change it little.
@@ -19,12 +22,13 @@ allocator's own count.
 from __future__ import annotations
 
 import argparse
-import json
+import csv
 import platform
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,10 +42,13 @@ from limbeck.core.types import Batch, Progress
 from limbeck.engine.learner import Learner
 from limbeck.engine.probe import build_learner, freeze_idle
 from limbeck.methods import METHODS, find_method
+from limbeck.methods.base import Stage
 from limbeck.models import create_model
+from limbeck.runs.provenance import code_commit
 from limbeck.teacher import Teacher
 
 CLASSES = 100
+HEADS = ("step/floor", "adapters/floor", "left/floor", "extra MiB", "kept MiB")
 MIB = 2**20
 NORMALIZATION = Normalization(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -102,15 +109,18 @@ def main() -> None:
     parser.add_argument("--teacher", default="resnet32x4")
     parser.add_argument("--student", default="resnet8x4")
     family = [name for name, entry in METHODS.items() if entry.family == "feature"]
-    parser.add_argument("--methods", default=",".join(["kd", *family]))
+    parser.add_argument("--methods", default=",".join(family))
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--images", type=int, default=50_000, help="in the training set (CRD)")
     parser.add_argument("--rounds", type=int, default=5, help="counted, after one to warm up")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, help="a CSV file, written anew")
     options = parser.parse_args()
     device = torch.device(options.device)
     floor = Floor(options, device)
-    steps = {name: step for name in options.methods.split(",") for step in stages(name, options)}
+    steps = {
+        key: step for name in options.methods.split(",") for key, step in stages(name, options)
+    }
     memory = {name: step.memory() for name, step in {"floor": floor, **steps}.items()}
     times: dict[str, list[float]] = {}
     for count in range(options.rounds + 1):
@@ -119,35 +129,50 @@ def main() -> None:
             measured[name], measured[f"{name} adapters"] = step.seconds(), step.adapter_seconds()
         for name, seconds in measured.items() if count else ():
             times.setdefault(name, []).append(seconds)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
-    print(
-        f"{options.teacher} -> {options.student}, batch {options.batch_size}, {options.device} "
-        f"({where or platform.machine()}, {torch.get_num_threads()} threads), torch "
-        f"{torch.__version__}; medians of {options.rounds} rounds"
-    )
     base = times["floor"]
+    print(f"{described(options)}, medians of {options.rounds} rounds")
     print(f"floor: {1000 * statistics.median(base):.1f} ms, {memory['floor'] / MIB:.1f} MiB")
-    heads = "step/floor", "adapters/floor", "left", "extra MiB", "kept MiB"
-    print(f"{'':<20}" + "".join(f"{head:>16}" for head in heads))
+    print(f"{'':<28}" + "".join(f"{head:>16}" for head in HEADS))
     rows = {}
-    for name, step in steps.items():
+    for key, step in steps.items():
         whole, apart = (
-            statistics.median(s / b for s, b in zip(times[key], base, strict=True))
-            for key in (name, f"{name} adapters")
+            statistics.median(s / b for s, b in zip(times[name], base, strict=True))
+            for name in (key, f"{key} adapters")
         )
-        row = {
-            "step": whole,
-            "adapters": apart,
-            "left": whole - apart,
-            "extra_mib": (memory[name] - memory["floor"]) / MIB,
-            "kept_mib": step.kept() / MIB,
-        }
-        rows[name] = row
-        print(
-            f"{name:<20}{whole:>16.2f}{apart:>16.2f}{whole - apart:>16.2f}"
-            f"{row['extra_mib']:>16.1f}{row['kept_mib']:>16.1f}"
+        extra = (memory[key] - memory["floor"]) / MIB
+        rows[key] = (whole, apart, whole - apart, extra, step.kept() / MIB)
+        print(f"{key:<28}" + "".join(f"{value:>16.2f}" for value in rows[key]))
+    if options.output is not None:
+        write(options.output, rows, described(options))
+
+
+def described(options: argparse.Namespace) -> str:
+    """What was measured on what."""
+    where = platform.processor() or platform.machine()
+    if options.device.startswith("cuda"):
+        where = torch.cuda.get_device_name()
+    return (
+        f"{options.teacher} -> {options.student}, batch {options.batch_size}, "
+        f"{options.images:,} images, {where}, {torch.get_num_threads()} threads"
+    )
+
+
+def write(path: Path, rows: Mapping[str, tuple[float, ...]], setting: str) -> None:
+    """A line for each number, in the columns that docs/generate.py reads."""
+    commit = code_commit() or ""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            ["method", "stage", "setting", "measure", "seed", "value", "commit", "torch"]
         )
-    print(json.dumps(rows))
+        for key, values in rows.items():
+            name, _, stage = key.partition(" ")
+            for measure, value in zip(HEADS, values, strict=True):
+                number = f"{value:.3f}"
+                writer.writerow(
+                    [name, stage, setting, measure, 0, number, commit, torch.__version__]
+                )
 
 
 class Timed:
@@ -262,11 +287,17 @@ class MethodStep(Timed):
         return 2 * weights + buffers  # and momentum; gradients are of the step
 
 
-def stages(name: str, options: argparse.Namespace) -> Iterator[MethodStep]:
-    """The last stage of a method, built for the two networks."""
-    device = torch.device(options.device)
+def stages(name: str, options: argparse.Namespace) -> Iterator[tuple[str, MethodStep]]:
+    """Each stage of a method, built for the two networks."""
     entry = find_method(name)
-    stage = entry.stages(entry.config())[-1]
+    made = entry.stages(entry.config())
+    for stage in made:
+        yield f"{name} {stage.name}" if len(made) > 1 else name, build(stage, options)
+
+
+def build(stage: Stage, options: argparse.Namespace) -> MethodStep:
+    """One stage for the two networks."""
+    device = torch.device(options.device)
     needs = stage.method.needs(stage.config)
     teacher, student = networks(options, device)
     batch = make_batch(options, device, needs.views)
@@ -290,7 +321,7 @@ def stages(name: str, options: argparse.Namespace) -> Iterator[MethodStep]:
     )
     answers = sealed(batch.image, batch.views)
     freeze_idle(learner, answers, batch, num_epochs=240, num_steps=240, seed=0)
-    yield MethodStep(learner, sealed, batch)
+    return MethodStep(learner, sealed, batch)
 
 
 def networks(options: argparse.Namespace, device: torch.device) -> tuple[nn.Module, nn.Module]:

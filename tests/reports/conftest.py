@@ -208,6 +208,9 @@ def _full_writer(place):
                 "deployed_bytes": 7056,
                 "student_hash": f"{int(seed):064x}",
             }
+            if name == "fitnet":
+                judged = {"test": {"linear_top1": 0.5 + float(seed) / 8, "knn_top1": 0.5}}
+                values["embedding"] = {"last": judged}
             (run / "summary.json").write_text(json.dumps(values))
             names = class_names or [f"class {k}" for k in range(num_classes)]
             (run / "student.json").write_text(json.dumps({"class_names": list(names)}))

@@ -138,9 +138,9 @@ def test_no_name_changes_the_pages_structure_and_each_is_read_as_it_stands(
 def test_every_part_that_a_reader_needs_is_there(page):
     anchors = [value for tag, name, value in page.attributes if (tag, name) == ("section", "id")]
     expected = (
-        "setting table gains epochs costs calibration agreement classes layers families notices"
+        "setting table gains epochs embeddings costs calibration agreement classes layers families"
     )
-    assert anchors == [*expected.split(), "failures", "reproduce", "definitions"]
+    assert anchors == [*expected.split(), "notices", "failures", "reproduce", "definitions"]
     links = {value for tag, name, value in page.attributes if (tag, name) == ("a", "href")}
     assert {f"#{anchor}" for anchor in anchors} <= links
     assert len(anchors) == len(SECTIONS)

@@ -800,6 +800,7 @@ def test_an_embedding_is_taught_without_labels_and_judged_by_what_it_holds(small
     assert (summary.teacher_val, summary.teacher_test) == (None, None)
     assert summary.scores.keys() == {"last", "best_on_validation"}
     assert any("class scores are not taught" in note for note in summary.notices)
+    assert not summary.scores_taught
     assert any("its class scores are not used" in note for note in summary.notices)
     assert summary.embedding.keys() == {"last", "before", "teacher"}
     deployed = small.network(config.changed(teacher=None, method={"name": "ce"}))

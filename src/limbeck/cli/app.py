@@ -497,7 +497,8 @@ def inspect(
         bool,
         typer.Option(
             "--cka",
-            help="How alike a run's student and teacher are, layer by layer; also into its folder.",
+            help="How alike a run's student and teacher are, layer by layer; also into its folder, "
+            "for the report.",
         ),
     ] = False,
     student_layers: Annotated[

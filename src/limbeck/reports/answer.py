@@ -35,12 +35,14 @@ def answer(evidence: Evidence) -> str:
             "measured against."
         )
     found: dict[str, list[tuple[str, PairedDifference]]] = {}
-    silent = []
+    silent, untaught = [], []
     for label, facts in compared.facts.items():
         if facts.role != "method":
             continue
         row = evidence.rows.get(label)
-        if row is None or row.over_baseline is None:
+        if row is not None and not row.scores_taught:
+            untaught.append(evidence.name(label))
+        elif row is None or row.over_baseline is None:
             silent.append(evidence.name(label))
         else:
             found.setdefault(row.over_baseline.verdict, []).append((label, row.over_baseline))
@@ -54,6 +56,8 @@ def answer(evidence: Evidence) -> str:
             parts.append(f"{said} {_told(evidence, found[verdict])}")
     if silent:
         parts.append(f"there is no paired run of {listed(silent)}")
+    if untaught:
+        parts.append(f"accuracy says nothing of {listed(untaught)}: no class scores were taught")
     if not parts:
         return "There is no answer: nothing is compared with the baseline."
     text = "; ".join(parts)

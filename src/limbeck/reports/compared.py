@@ -206,6 +206,12 @@ class Compared:
         if len(self.seeds) == 1:
             found.append("One seed: there are no intervals, and nothing can be told; run three.")
         found += sentences
+        found += [
+            f"{row.label} teaches no class scores: the accuracy in its row is that of a classifier "
+            "as chance made it, and is not compared; its embedding is judged instead."
+            for row in self.rows
+            if not row.scores_taught
+        ]
         for label, failed in self.failures.items():
             for seed, failure in failed.items():
                 found.append(f"{self.names[label]}, seed {seed}, failed: {failure.reason}")

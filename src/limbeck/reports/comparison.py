@@ -30,7 +30,8 @@ class ComparisonRow:
         best_on_validation: test accuracy of the epoch that was best on validation, by seed; a
             seed without validation is missing here.
         gain: over the baseline, paired by seed; its count is the number of seeds that both have.
-            None for the baseline, for references, and where no seed is shared.
+            None for the baseline, for references, where no seed is shared, and where no class
+            scores were taught.
         num_parameters: of the student.
         seconds: mean over the runs.
         over_baseline: the same gain with its interval and verdict; None where ``gain`` is.
@@ -55,6 +56,18 @@ class ComparisonRow:
     def accuracy(self) -> Spread:
         """Of :attr:`last`."""
         return spread(list(self.last.values()))
+
+    @property
+    def scores_taught(self) -> bool:
+        """Whether its accuracy says anything."""
+        return all(run.scores_taught for run in self.records.values())
+
+    @property
+    def no_gain(self) -> str:
+        """In a few words, why it has no gain."""
+        if self.role != "method":
+            return self.role
+        return "no pair" if self.scores_taught else "scores not taught"
 
     @property
     def best_accuracy(self) -> Spread | None:
@@ -97,8 +110,13 @@ def compare_runs(
     _check_same_data(by_label.values(), ("test",))
     _check_same_data(matched.values(), ("train", "val"))
     _check_same_teacher(matched.values())
-    last = {label: _top1(runs) for label, runs in matched.items()}
-    best = {label: _best_top1(runs) for label, runs in matched.items()}
+    scored = {
+        label: runs
+        for label, runs in matched.items()
+        if all(run.scores_taught for run in runs.values())
+    }
+    last = {label: _top1(runs) for label, runs in scored.items()}
+    best = {label: _best_top1(runs) for label, runs in scored.items()}
     against = {
         "over_baseline": _differences(last, baseline),
         "best_over_baseline": _differences({k: v for k, v in best.items() if v}, baseline),
@@ -112,7 +130,7 @@ def compare_runs(
             role = "baseline"
         elif label in references:
             role = "reference"
-        gains = _paired_gains(runs, base) if role == "method" else []
+        gains = _paired_gains(runs, base) if role == "method" and label in scored else []
         rows.append(
             ComparisonRow(
                 label=label,

@@ -161,7 +161,7 @@ def comparison_markdown(compared: Compared, *, title: str) -> str:
                     ""
                     if row.best_accuracy is None
                     else _percent(row.best_accuracy.mean, row.best_accuracy.sd),
-                    row.role
+                    row.no_gain
                     if row.gain is None
                     else f"{100 * row.gain.mean:+.1f} (n = {row.gain.count})",
                     ""

@@ -147,7 +147,7 @@ def _write_beside(axes: Axes, height: float, accuracy: str, gain: str) -> None:
 
 def _gain(row: ComparisonRow) -> str:
     if row.gain is None:
-        return "no pair" if row.role == "method" else row.role
+        return row.no_gain
     return _text(row.gain, sign="+")
 
 

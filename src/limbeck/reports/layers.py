@@ -111,8 +111,8 @@ def layers(evidence: Evidence) -> Section | None:
             "How far a layer of the student and a layer of the teacher hold the same images alike: "
             "debiased linear CKA, 1 for the same up to rotation and scale, about 0 for nothing in "
             "common. The input is below and left; darker is more alike. Neighbouring layers are "
-            "alike in any network, and so are those of two that never met: compare with the "
-            "baseline's map before a method gets the credit. Each map is of one run.",
+            "alike in any network, and so are those of two that never met: what tells is how one "
+            "map differs from another's. Each is of one run.",
         ),
         items=tuple(untold),
         pictures=tuple(pictures),

@@ -16,6 +16,7 @@ from limbeck.reports.answer import answer, basis, question
 from limbeck.reports.behaviour import agreement, calibration, classes
 from limbeck.reports.compared import Compared
 from limbeck.reports.costs import costs, families
+from limbeck.reports.embeddings import embeddings
 from limbeck.reports.evidence import Evidence
 from limbeck.reports.export import comparison_csv, comparison_markdown, runs_csv
 from limbeck.reports.layers import layers
@@ -33,6 +34,7 @@ SECTIONS: Final[tuple[Callable[[Evidence], Section | None], ...]] = (
     overview,
     gains,
     epochs,
+    embeddings,
     costs,
     calibration,
     agreement,

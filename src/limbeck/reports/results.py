@@ -91,7 +91,7 @@ def _overview_row(evidence: Evidence, label: str) -> tuple[Cell, ...]:
         return (*start, Cell(text="no run"), *[Cell(text="")] * 8, settings)
     decimals = evidence.decimals
     over = row.over_baseline
-    gain: str = row.role if row.role != "method" else "no pair"
+    gain = row.no_gain
     verdict = Cell(text="")
     if over is not None:
         gain = points(over.mean, over.interval, decimals)

@@ -64,6 +64,10 @@ class RunRecord:
         floor_images_per_second: of the teacher's forward and a bare student step alone.
         split_sizes: images of each split.
         student_hash: of the deployed weights.
+        scores_taught: whether the student's class scores were taught; else their accuracy says
+            nothing.
+        embedding: network ("before", "last", "teacher") to split to "linear_top1" and "knn_top1";
+            empty where none was taught.
     """
 
     folder: Path
@@ -96,6 +100,8 @@ class RunRecord:
     floor_images_per_second: Amount | None = None
     split_sizes: dict[str, NonNegativeInt] = field(default_factory=dict)
     student_hash: str = ""
+    scores_taught: bool = True
+    embedding: dict[str, dict[str, dict[str, Fraction]]] = field(default_factory=dict)
 
     @property
     def step_over_floor(self) -> float | None:

@@ -85,7 +85,7 @@ def _each(row: ComparisonRow) -> str:
 
 def _gain(row: ComparisonRow) -> str:
     if row.gain is None:
-        return "no pair" if row.role == "method" else row.role
+        return row.no_gain
     sd = "" if row.gain.sd is None else f" ± {100 * row.gain.sd:.1f}"
     interval = None if row.over_baseline is None else row.over_baseline.interval
     if interval is not None:  # it says more than the deviation

@@ -966,6 +966,7 @@ class _Session:
             peak_memory_bytes=peak_memory,
             deployed_bytes=deployed_bytes(deployed),
             inference_images_per_second=round(speed, 1),
+            scores_taught=self.taught_scores,
             embedding=embedding,
             floor_images_per_second=None if floor is None else round(floor, 1),
             split_sizes={name: len(source) for name, source in data.splits.items()},

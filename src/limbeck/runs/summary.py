@@ -104,6 +104,8 @@ class RunSummary(Settings):
         inference_images_per_second: through what is deployed, on the run's device; see
             :func:`~limbeck.runs.measure.images_per_second`.
         further: networks of single stages, by the names of stages and peers.
+        scores_taught: whether any stage taught the student's class scores; else their accuracy says
+            nothing.
         embedding: of a student that was taught one, "last", beside the same "before" training and
             the "teacher": split to "linear_top1" and "knn_top1"; see
             :mod:`limbeck.metrics.embedding`.
@@ -141,6 +143,7 @@ class RunSummary(Settings):
     teacher_cache: str | None = None
     inference_images_per_second: float | None = None
     further: dict[str, FurtherNetwork] = Field({})
+    scores_taught: bool = True
     embedding: dict[str, dict[str, dict[str, float]]] = Field({})
     floor_images_per_second: float | None = None
     split_sizes: dict[str, int] = Field({})

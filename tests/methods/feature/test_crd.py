@@ -101,6 +101,14 @@ def test_where_all_scores_are_even_it_is_a_closed_form(k):
     assert abs(found - expected) < 1e-4  # the 1e-7 beside K / n, K + 1 times
 
 
+def test_the_small_number_in_the_denominators_counts():
+    """RepDistiller's loss of even scores, at 4096 negatives and 50,000 images, where 1e-7 tells."""
+    scores = torch.full((2, 4097), 1 / 50_000, dtype=torch.float64)
+    found = crd_loss(scores[:, 0], scores[:, 1:], num_images=50_000).item()
+    assert found == pytest.approx(9.3229, abs=5e-5)
+    assert math.log(4097) + 4096 * math.log(1 + 1 / 4096) == pytest.approx(9.3179, abs=5e-5)
+
+
 def test_it_is_the_formula_in_plain_loops(generator):
     positive = torch.rand(3, dtype=torch.float64, generator=generator)
     negatives = torch.rand(3, 5, dtype=torch.float64, generator=generator)

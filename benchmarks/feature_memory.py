@@ -11,8 +11,9 @@ is left over the floor is what limbeck and the loss cost.
 A method of several stages has a row for each; where a stage stops the student's pass early, it
 takes less than the floor. What was measured, and what it means, is in docs/features.md.
 
-Time is the median over rounds, in each of which the floor and every method take turns; on a CPU it
-is this process's own processor time, so that others at work on the machine change it little.
+Time is the median over rounds, in each of which every method takes its turn right after the floor;
+on a CPU it is this process's own processor time, so that others at work on the machine change it
+little.
 Memory is the most that all tensors together take during a step, less the same of the floor, and
 what the method keeps between steps: weights, gradients, momentum, buffers. On a CPU live tensors
 are counted one by one, and what kernels take inside an operation is not seen; on CUDA it is the
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(family))
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--images", type=int, default=50_000, help="in the training set (CRD)")
-    parser.add_argument("--rounds", type=int, default=5, help="counted, after one to warm up")
+    parser.add_argument("--rounds", type=int, default=5, help="each is printed")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="a CSV file, written anew")
     options = parser.parse_args()
@@ -122,28 +123,26 @@ def main() -> None:
         key: step for name in options.methods.split(",") for key, step in stages(name, options)
     }
     memory = {name: step.memory() for name, step in {"floor": floor, **steps}.items()}
-    times: dict[str, list[float]] = {}
-    for count in range(options.rounds + 1):
-        measured = {"floor": floor.seconds()}
-        for name, step in steps.items():
-            measured[name], measured[f"{name} adapters"] = step.seconds(), step.adapter_seconds()
-        for name, seconds in measured.items() if count else ():
-            times.setdefault(name, []).append(seconds)
-    base = times["floor"]
-    print(f"{described(options)}, medians of {options.rounds} rounds")
-    print(f"floor: {1000 * statistics.median(base):.1f} ms, {memory['floor'] / MIB:.1f} MiB")
-    print(f"{'':<28}" + "".join(f"{head:>16}" for head in HEADS))
-    rows = {}
-    for key, step in steps.items():
-        whole, apart = (
-            statistics.median(s / b for s, b in zip(times[name], base, strict=True))
-            for name in (key, f"{key} adapters")
-        )
-        extra = (memory[key] - memory["floor"]) / MIB
-        rows[key] = (whole, apart, whole - apart, extra, step.kept() / MIB)
-        print(f"{key:<28}" + "".join(f"{value:>16.2f}" for value in rows[key]))
-    if options.output is not None:
-        write(options.output, rows, described(options))
+    for step in steps.values():
+        step.adapter_seconds()  # all else is warm by now
+    ratios: dict[str, list[tuple[float, float]]] = {key: [] for key in steps}
+    seconds = []
+    for count in range(1, options.rounds + 1):
+        for key, step in steps.items():
+            seconds.append(floor.seconds())
+            measured = step.seconds(), step.adapter_seconds()
+            ratios[key].append((measured[0] / seconds[-1], measured[1] / seconds[-1]))
+        print(f"{described(options)}, medians of {count} rounds", flush=True)
+        print(f"floor: {1000 * statistics.median(seconds):.1f} ms, {memory['floor'] / MIB:.1f} MiB")
+        print(f"{'':<28}" + "".join(f"{head:>16}" for head in HEADS))
+        rows = {}
+        for key, step in steps.items():
+            whole, apart = map(statistics.median, zip(*ratios[key], strict=True))
+            extra = (memory[key] - memory["floor"]) / MIB
+            rows[key] = (whole, apart, whole - apart, extra, step.kept() / MIB)
+            print(f"{key:<28}" + "".join(f"{value:>16.2f}" for value in rows[key]), flush=True)
+        if options.output is not None:
+            write(options.output, rows, described(options))
 
 
 def described(options: argparse.Namespace) -> str:

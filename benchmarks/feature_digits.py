@@ -32,6 +32,9 @@ OTHER_WEIGHTS: dict[str, dict[str, Any]] = {
     "at_w10": {"name": "at", "at_weight": 10.0},
     "ofd_w01": {"name": "ofd", "ofd_weight": 0.01},
     "vid_w01": {"name": "vid", "vid_weight": 0.1},
+    "vid_w10": {"name": "vid", "vid_weight": 10.0},
+    "vid_v05": {"name": "vid", "initial_variance": 0.5},
+    "ofd_w1": {"name": "ofd", "ofd_weight": 0.1},
     "foundation_ce": {"name": "foundation", "ce_weight": 1.0},
     "cka_w10": {"name": "cka", "cka_weight": 10.0},
 }

@@ -80,6 +80,8 @@ def test_without_a_map_there_is_no_section(write_full):
     [
         {"values": [[0.5]]},
         {"values": [[0.5, 0.5, 0.5]]},
+        {"values": [[0.5, 0.5], [0.5, 0.5]]},
+        {"values": [[0.5, 0.5, 0.5], [0.5]]},
         {"values": []},
         {"values": [[0.5, 0.5, "x"], [0.5, 0.5, 0.5]]},
         {"num_images": -1},

@@ -65,9 +65,12 @@ def collect(folders: list[str]) -> None:
                 chosen = "all labels"
             for seed, run in runs.items():
                 assert run.test is not None
-                line = (facts.method, "digits, 100 labels", chosen, "test top1", seed)
+                metric, value = "test top1", run.test.last.top1
+                if not run.scores_taught:
+                    metric, value = "linear probe", run.embedding["last"]["test"]["linear_top1"]
+                line = (facts.method, "digits, 100 labels", chosen, metric, seed)
                 commit = (compared.code or {}).get("commit") or ""
-                lines.append((*line, f"{run.test.last.top1:.4f}", commit, torch.__version__))
+                lines.append((*line, f"{value:.4f}", commit, torch.__version__))
     with RESULTS.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([COLUMNS, *dict.fromkeys(lines)])

@@ -167,7 +167,7 @@ def test_a_sentence_has_both_students_chance_and_n_in_percent():
         generator=np.random.default_rng(0),
     )
     assert found.sentence == (
-        "The distilled student is nearer to its teacher: agreement 100.0 %, of the independent "
+        "The distilled student is nearer to the teacher: agreement 100.0 %, of the independent "
         "student 50.0 %; chance 10.0 %; difference +50.0 points, 95 % interval +50.0 to +50.0 "
         "over 2 seeds, 2 images."
     )

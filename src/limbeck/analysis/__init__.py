@@ -9,9 +9,13 @@ from typing import Final
 from limbeck.analysis.adversarial import ADVERSARIAL
 from limbeck.analysis.agreement import FIDELITY
 from limbeck.analysis.base import Experiment
+from limbeck.analysis.bias import BIAS
 from limbeck.analysis.boundaries import BOUNDARIES
+from limbeck.analysis.corruptions import CORRUPTIONS
+from limbeck.analysis.domains import DOMAINS
 from limbeck.analysis.invariance import COLOUR_CONSTANCY, INVARIANCE
 from limbeck.analysis.localisation import LOCALISATION
+from limbeck.analysis.shape import SHAPE
 
 __all__ = ["EXPERIMENTS"]
 
@@ -26,6 +30,10 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
             ADVERSARIAL,
             INVARIANCE,
             COLOUR_CONSTANCY,
+            DOMAINS,
+            SHAPE,
+            BIAS,
+            CORRUPTIONS,
         )
     }
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ __all__ = [
     "Contrast",
     "Experiment",
     "Finding",
+    "Given",
     "Measured",
     "NotApplicableError",
     "Picture",
@@ -35,6 +37,7 @@ __all__ = [
     "Subject",
     "contrast",
     "examine",
+    "ratio_items",
 ]
 
 Unit = Literal["fraction", "1", "nats"]
@@ -72,6 +75,23 @@ class Subject:
         ).eval()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Files for single experiments; None where nobody gave them.
+
+    Attributes:
+        other_images: a folder or zip of pictures of another domain.
+        cue_conflict: one of pictures with the shape of one class and the texture of another.
+        groups: a CSV of the group that each test image belongs to.
+        corrupted: a folder of the test images corrupted, as CIFAR-10-C and CIFAR-100-C have them.
+    """
+
+    other_images: Path | None = None
+    cue_conflict: Path | None = None
+    groups: Path | None = None
+    corrupted: Path | None = None
+
+
 class Case:
     """What an analysis is about: three kinds of network, and the images to try them on.
 
@@ -87,6 +107,12 @@ class Case:
         quick: fewer items wherever that is possible.
         batch_size: images a forward pass.
         device: where networks and images meet.
+        positions: ``(N,)`` int64: of :attr:`images` in the whole test split; None where they are
+            all of it.
+        given: files for single experiments.
+        controls: students of the same architecture that learnt from soft labels of noise, by
+            seed; empty where nobody trained any.
+        tell: called with a line of progress now and then by what takes minutes.
 
     Raises:
         NotApplicableError: if a kind of network is missing.
@@ -106,6 +132,10 @@ class Case:
         quick: bool = False,
         batch_size: int = 256,
         device: torch.device | None = None,
+        positions: Tensor | None = None,
+        given: Given = Given(),
+        controls: Mapping[int, Subject] | None = None,
+        tell: Callable[[str], None] = lambda line: None,  # noqa: ARG005
     ) -> None:
         if not distilled:
             raise NotApplicableError(
@@ -128,14 +158,27 @@ class Case:
         self.quick = quick
         self.batch_size = batch_size
         self.device = torch.device("cpu") if device is None else device
+        self.positions = torch.arange(len(images)) if positions is None else positions
+        self.given = given
+        self.tell = tell
+        self.controls = dict(sorted((controls or {}).items()))
         self._answers: dict[tuple[int, str], NDArray[np.float32]] = {}
-        for subject in self.subjects:
+        for subject in (*self.subjects, *self.controls.values()):
             subject.network.to(self.device)
 
     @property
     def subjects(self) -> tuple[Subject, ...]:
         """Teacher, distilled students, independent students."""
         return (self.teacher, *self.distilled.values(), *self.independent.values())
+
+    @property
+    def kinds(self) -> dict[str, tuple[Subject, ...]]:
+        """The same, by their kind."""
+        return {
+            "teacher": (self.teacher,),
+            "distilled": tuple(self.distilled.values()),
+            "independent": tuple(self.independent.values()),
+        }
 
     def generator(self, purpose: str) -> np.random.Generator:
         """Random numbers of one purpose, the same every time."""
@@ -184,6 +227,24 @@ class Case:
         drawn = self.generator(purpose).permutation(total)[: min(count, total)]
         return np.sort(drawn)
 
+    def refuse_constant(self, subject: Subject, choices: NDArray[Any], what: str) -> None:
+        """Refuse answers that are all the same, with which agreement says nothing.
+
+        Args:
+            subject: whose they are.
+            choices: class numbers.
+            what: the images, as "test images".
+
+        Raises:
+            NotApplicableError: naming the one class.
+        """
+        if len(np.unique(choices)) == 1:
+            raise NotApplicableError(
+                f"{subject.name} gives all {what} the answer "
+                f"{self.class_names[int(choices.flat[0])]!r}, from which nothing can be told; look "
+                "at its training, or give another teacher"
+            )
+
     def reading(
         self,
         name: str,
@@ -207,6 +268,30 @@ class Case:
             teacher=teacher,
         )
 
+    def trait(
+        self,
+        name: str,
+        items: str,
+        value: Callable[[Subject], NDArray[Any]],
+        *,
+        unit: Unit = "fraction",
+    ) -> Reading:
+        """A reading of what the teacher has as well, with its value.
+
+        Nearer to the teacher is more of it where the teacher has more of it than the independent
+        students, and the other way round.
+        """
+        teacher = float(value(self.teacher).mean())
+        independent = np.mean([value(student).mean() for student in self.independent.values()])
+        return self.reading(
+            name,
+            items,
+            value,
+            unit=unit,
+            nearer="higher" if teacher >= independent else "lower",
+            teacher=teacher,
+        )
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reading:
@@ -221,6 +306,7 @@ class Reading:
         nearer: which direction is nearer to the teacher.
         chance: the value that no relation to the teacher would give; None where there is none.
         teacher: the teacher's own value; None where it has none.
+        pupil: what the students under ``distilled`` are called.
     """
 
     name: str
@@ -231,6 +317,7 @@ class Reading:
     nearer: Literal["higher", "lower"] = "higher"
     chance: float | None = None
     teacher: float | None = None
+    pupil: str = "distilled student"
 
     def __post_init__(self) -> None:
         shapes = {np.shape(v) for v in (*self.independent.values(), *self.distilled.values())}
@@ -317,6 +404,8 @@ class Experiment:
         source: who asked it first, and how.
         measure: from a case to what was found; raises :class:`NotApplicableError`.
         quick: whether it belongs to the quick selection.
+        reads: what it reads of a case besides networks and images: fields of :class:`Given`, or
+            "controls".
     """
 
     key: str
@@ -325,6 +414,7 @@ class Experiment:
     source: str
     measure: Callable[[Case], Measured]
     quick: bool
+    reads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -376,6 +466,35 @@ def examine(experiment: Experiment, case: Case, *, clock: Callable[[], float]) -
         skipped=None,
         seconds=clock() - start,
     )
+
+
+def ratio_items(hits: NDArray[Any], counted: NDArray[Any]) -> NDArray[np.float64]:
+    r"""A ratio as items: their mean is the ratio, and resampled, they vary as it does.
+
+    .. math:: r + \frac{n}{\sum_j c_j} (h_i - r c_i), \quad r = \sum_j h_j / \sum_j c_j
+
+    Networks differ in which items count, and readings want one value for every item; this is the
+    ratio made linear about itself, to first order in how often each item is drawn.
+
+    Args:
+        hits: ``(n,)``: h.
+        counted: ``(n,)``: c, with a sum above 0.
+
+    Returns:
+        ``(n,)``.
+
+    Source:
+        The infinitesimal jackknife: Efron, "The Jackknife, the Bootstrap and Other Resampling
+        Plans", SIAM 1982, chapter 6.
+
+    Example:
+        >>> ratio_items(np.array([1, 0, 0]), np.array([1, 1, 0])).mean()
+        np.float64(0.5)
+    """
+    total = counted.sum(dtype=np.float64)
+    ratio = hits.sum(dtype=np.float64) / total
+    items: NDArray[np.float64] = ratio + len(hits) / total * (hits - ratio * counted)
+    return items
 
 
 def contrast(reading: Reading, *, generator: np.random.Generator) -> Contrast:
@@ -444,8 +563,8 @@ def _sentence(reading: Reading, found: Contrast) -> str:
         else f"the {found.num_items:,} {reading.items} alone; other seeds are not in it"
     )
     said = {
-        "nearer": "The distilled student is nearer to its teacher",
-        "further": "The distilled student is further from its teacher",
+        "nearer": f"The {reading.pupil} is nearer to the teacher",
+        "further": f"The {reading.pupil} is further from the teacher",
         "cannot tell": "No difference can be told",
     }[found.verdict]
     chance = "" if reading.chance is None else f"; chance {value(reading.chance)}{unit}"

@@ -12,8 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch import Tensor
 
-__all__ = ["CLASS_COLOURS", "panels_png"]
+__all__ = ["CLASS_COLOURS", "panel", "panels_png"]
 
 # Twelve colours that differ in lightness as well as hue; more classes begin again.
 CLASS_COLOURS = ListedColormap(
@@ -23,6 +24,14 @@ CLASS_COLOURS = ListedColormap(
     ]
 )  # fmt: skip
 _PANEL = 1.35  # inches
+
+
+def panel(image: Tensor) -> NDArray[np.float32]:
+    """An image ``(C, H, W)``, uint8 or in [0, 1], as :func:`panels_png` takes it."""
+    pixels = image if image.is_floating_point() else image.float() / 255
+    arranged = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
+    shown: NDArray[np.float32] = arranged.cpu().numpy()
+    return shown
 
 
 def panels_png(

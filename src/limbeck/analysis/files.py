@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -12,7 +13,22 @@ import numpy as np
 
 from limbeck.analysis.base import Contrast, Finding, Reading
 
-__all__ = ["is_finished", "write_finding"]
+__all__ = ["fingerprint", "is_finished", "write_finding"]
+
+
+def fingerprint(path: Path | None) -> str | None:
+    """SHA-256 of the names, sizes and times of a file, or of all files of a folder; None of None.
+
+    The content is not read: an edit that keeps size and time is not seen.
+    """
+    if path is None:
+        return None
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    facts = [
+        (str(file.relative_to(path)), (about := file.stat()).st_size, about.st_mtime_ns)
+        for file in files
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def write_finding(finding: Finding, folder: Path, *, inputs: str) -> Path:
@@ -82,6 +98,7 @@ def _numbers(reading: Reading, found: Contrast) -> dict[str, Any]:
     return {
         "name": reading.name,
         "items": reading.items,
+        "pupil": reading.pupil,
         "unit": reading.unit,
         "nearer": reading.nearer,
         "chance": reading.chance,

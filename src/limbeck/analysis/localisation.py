@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limbeck.analysis.base import Case, Experiment, Measured, NotApplicableError, Picture, Subject
-from limbeck.analysis.drawing import panels_png
+from limbeck.analysis.drawing import panel, panels_png
 from limbeck.core.errors import LimbeckError
 from limbeck.features import LayerAddress, resolve_layer
 
@@ -170,10 +170,10 @@ def _picture(
     def overlaid(subject: Subject, place: int) -> NDArray[np.float32]:
         found = maps[id(subject)][alive][place][None, None]
         large = F.interpolate(found, size=size, mode="bilinear")[0, 0]
-        panel: NDArray[np.float32] = (large / large.max()).numpy()
-        return panel
+        overlay: NDArray[np.float32] = (large / large.max()).numpy()
+        return overlay
 
-    pictures = [_panel(images[place]) for place in places]
+    pictures = [panel(images[place]) for place in places]
     rows: list[list[NDArray[np.float32]]] = [
         pictures,
         *([overlaid(subject, place) for place in places] for subject in shown.values()),
@@ -187,13 +187,6 @@ def _picture(
         "independent student.",
         png=panels_png(rows, row_names=("image", *shown), column_names=names),
     )
-
-
-def _panel(image: Tensor) -> NDArray[np.float32]:
-    pixels = image.float() / 255
-    arranged = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
-    panel: NDArray[np.float32] = arranged.numpy()
-    return panel
 
 
 LOCALISATION = Experiment(

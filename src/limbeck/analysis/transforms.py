@@ -1,7 +1,9 @@
 """Changes of images that leave their class alone, each image its own draw, of stated strength.
 
 Every function takes images ``(N, C, H, W)``, floating in [0, 1], a strength and a generator, and
-returns new ones of the same shape in [0, 1]. Those of colour refuse greyscale images.
+returns new ones of the same shape in [0, 1]. Those of colour refuse greyscale images. Another
+domain has no strength: ``greyscale``, ``silhouette``, ``sketch`` and ``texture_swap`` take images
+and a generator.
 """
 
 from __future__ import annotations
@@ -17,9 +19,13 @@ from limbeck.analysis.base import NotApplicableError
 __all__ = [
     "colour_jitter",
     "crop",
+    "greyscale",
     "illumination",
     "rotate",
     "shift",
+    "silhouette",
+    "sketch",
+    "texture_swap",
     "tint",
     "white_balance",
 ]
@@ -27,6 +33,7 @@ __all__ = [
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 # RGB to luma and two axes of chroma (NTSC's YIQ); a hue is an angle between the last two.
 _YIQ = (_LUMA, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
+_FLAT = 1e-6  # a gradient below is no edge
 _GRADIENT = 0.5  # of the illumination's strength goes into its slope
 
 
@@ -84,12 +91,14 @@ def illumination(images: Tensor, strength: float, generator: torch.Generator) ->
 def crop(images: Tensor, scale: float, generator: torch.Generator) -> Tensor:
     """A square part of area ``scale``, anywhere in the image, enlarged to the whole."""
     side = math.sqrt(scale)
+    _need_size(images, math.ceil(2 / side), f"a crop of {scale:g} of the area")
     corner = _uniform(images, generator, side - 1, 1 - side, channels=2).flatten(1)
     return _warp(images, torch.eye(2).to(images) * side, corner)
 
 
 def shift(images: Tensor, pixels: float, generator: torch.Generator) -> Tensor:
     """Moved by up to ``pixels`` in each direction; what comes in is mirrored."""
+    _need_size(images, math.floor(pixels) + 1, f"a shift by up to {pixels:g} pixels")
     size = torch.tensor([images.shape[3], images.shape[2]]).to(images)
     moved = _uniform(images, generator, -pixels, pixels, channels=2).flatten(1).round()
     return _warp(images, torch.eye(2).to(images), 2 * moved / size)
@@ -105,10 +114,77 @@ def rotate(images: Tensor, degrees: float, generator: torch.Generator) -> Tensor
     return _warp(images, matrix, torch.zeros(2).to(images))
 
 
+def greyscale(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Without colour: every channel the luma of ITU-R BT.601."""
+    del generator
+    _need_colour(images)
+    return _luma(images).expand_as(images)
+
+
+def sketch(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Edges as dark lines on white: one less Sobel's gradient, which is 1 at its steepest."""
+    del generator
+    _need_size(images, 3, "a sketch of edges")
+    across = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]).to(images)
+    padded = F.pad(_luma(images), (1, 1, 1, 1), mode="replicate")
+    slopes = F.conv2d(padded, torch.stack([across, across.T])[:, None])
+    steepness = slopes.square().sum(dim=1, keepdim=True).sqrt()
+    steepest = steepness.amax(dim=(2, 3), keepdim=True).clamp(min=_FLAT)
+    return (1 - steepness / steepest).expand_as(images)
+
+
+def silhouette(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A black shape on white: what differs in brightness from most of the image's border.
+
+    The threshold is each image's own (Otsu, "A Threshold Selection Method from Gray-Level
+    Histograms", IEEE SMC 1979). An image of one brightness has no shape and becomes white.
+    """
+    del generator
+    _need_size(images, 3, "a silhouette")
+    levels = (_luma(images) * 255).round().long().flatten(1)
+    counts = torch.zeros(len(images), 256, dtype=torch.float64, device=images.device)
+    counts.scatter_add_(1, levels, torch.ones_like(levels, dtype=torch.float64))
+    share = (counts / levels.shape[1]).cumsum(dim=1)
+    mass = (counts / levels.shape[1] * torch.arange(256).to(counts)).cumsum(dim=1)
+    between = (mass[:, -1:] * share - mass).square() / (share * (1 - share)).clamp(min=1e-12)
+    bright = (levels > between.argmax(dim=1, keepdim=True)).reshape(-1, 1, *images.shape[2:])
+    border = torch.ones(images.shape[2:], dtype=torch.bool)
+    border[1:-1, 1:-1] = False
+    ground = bright[..., border].double().mean(dim=2) > 0.5
+    return (bright == ground[..., None, None]).to(images).expand_as(images)
+
+
+def texture_swap(images: Tensor, generator: torch.Generator) -> Tensor:
+    """The image's own shapes in the texture of another one, drawn.
+
+    Fourier phases are kept and amplitudes are those of another image: the phase holds where edges
+    are, the amplitude how rough and how contrasted (Oppenheim and Lim, "The Importance of Phase in
+    Signals", Proceedings of the IEEE 1981). Style transfer by a network, as of Stylized-ImageNet,
+    would need that network.
+    """
+    if len(images) < 2:
+        raise NotApplicableError("a swap of textures needs two images or more; there is one")
+    order = torch.randperm(len(images), generator=generator)
+    others = torch.empty_like(order)
+    others[order] = order.roll(1)
+    own, other = (torch.fft.rfft2(batch) for batch in (images, images[others.to(images.device)]))
+    mixed = torch.polar(other.abs(), own.angle())
+    swapped: Tensor = torch.fft.irfft2(mixed, s=images.shape[2:])
+    return swapped.clamp(0, 1)
+
+
 def _need_colour(images: Tensor) -> None:
     if images.shape[1] != 3:
         raise NotApplicableError(
             f"changes of colour need colour images; these have {images.shape[1]} channel"
+        )
+
+
+def _need_size(images: Tensor, side: int, what: str) -> None:
+    height, width = images.shape[2:]
+    if min(height, width) < side:
+        raise NotApplicableError(
+            f"{what} needs images of {side} x {side} pixels or more; these have {height} x {width}"
         )
 
 
@@ -121,6 +197,8 @@ def _uniform(
 
 
 def _luma(images: Tensor) -> Tensor:
+    if images.shape[1] != 3:
+        return images.mean(dim=1, keepdim=True)
     weights = torch.tensor(_LUMA).to(images)[:, None, None]
     return (images * weights).sum(dim=1, keepdim=True)
 

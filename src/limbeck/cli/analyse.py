@@ -6,14 +6,14 @@ import hashlib
 import json
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 
 from limbeck.analysis import EXPERIMENTS
-from limbeck.analysis.base import Case, Experiment, Subject, examine
-from limbeck.analysis.files import is_finished, write_finding
+from limbeck.analysis.base import Case, Experiment, Given, Subject, examine
+from limbeck.analysis.files import fingerprint, is_finished, write_finding
 from limbeck.cli.terminal import make_console, printable, printable_lines
 from limbeck.core.errors import DataError, RunFolderError, UnknownNameError
 from limbeck.core.sources import source_hash
@@ -50,6 +50,7 @@ def analyse_runs(
     experiments: str | None,
     quick: bool,
     num_images: int | None,
+    given: Given,
     out: Path | None,
     device: str,
     typed: Collection[str],
@@ -68,6 +69,7 @@ def analyse_runs(
         experiments: names with commas; None takes all, or the quick ones.
         quick: the quick selection, of fewer images.
         num_images: of the test split; None is a sensible number.
+        given: files for single experiments.
         out: where findings go; None is ``analysis/METHOD`` within ``place``.
         device: where to compute.
         typed: names of models that stand on the command line; these alone may run code.
@@ -78,19 +80,22 @@ def analyse_runs(
     chosen = _choose(place, method, independent)
     wanted_images = num_images or (_QUICK_IMAGES if quick else _MOST_IMAGES)
     case, facts = _open_case(
-        chosen, typed=typed, device=device, quick=quick, num_images=wanted_images
+        chosen, typed=typed, device=device, quick=quick, num_images=wanted_images, given=given
     )
     folder = out or place / "analysis" / chosen.method
-    inputs = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     console = make_console(quiet=quiet or as_json)
+    case.tell = lambda line: console.print(printable(line), style="dim")
     console.print(
         printable(
             f"{case.teacher.name} taught {len(case.distilled)} students by {case.method}; "
             f"{len(case.independent)} independent ones; {len(case.images):,} test images"
         )
     )
+    further = {field.name: fingerprint(getattr(given, field.name)) for field in fields(given)}
     for number, experiment in enumerate(wanted, 1):
         path = folder / f"{experiment.key}.json"
+        own = {name: further[name] for name in experiment.reads}
+        inputs = hashlib.sha256(json.dumps(facts | own, sort_keys=True).encode()).hexdigest()
         if not is_finished(folder, experiment.key, inputs=inputs):
             console.print(f"{number}/{len(wanted)} {experiment.title} ...", style="dim")
             finding = examine(experiment, case, clock=time.monotonic)
@@ -154,7 +159,13 @@ def _is_finished(run: Path) -> bool:
 
 
 def _open_case(
-    chosen: _Chosen, *, typed: Collection[str], device: str, quick: bool, num_images: int
+    chosen: _Chosen,
+    *,
+    typed: Collection[str],
+    device: str,
+    quick: bool,
+    num_images: int,
+    given: Given,
 ) -> tuple[Case, dict[str, object]]:
     """The networks and images; and what the findings depend on, for their hash."""
     first = next(iter(chosen.distilled.values()), None)
@@ -183,10 +194,11 @@ def _open_case(
             "learnt from"
         )
     teacher = build_teacher(config.teacher, data, typed=typed)
-    images = data.test
-    if len(images) > num_images:
-        drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        images = images.subset(drawn[:num_images].sort().values)
+    positions = torch.arange(len(data.test))
+    if len(positions) > num_images:
+        drawn = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
+        positions = drawn[:num_images].sort().values
+    images = data.test.subset(positions)
     case = Case(
         teacher=_subject(teacher, f"teacher {teacher.name}"),
         distilled=students["distilled"],
@@ -198,6 +210,8 @@ def _open_case(
         quick=quick,
         batch_size=config.train.eval_batch_size,
         device=pick_device(device),
+        positions=positions,
+        given=given,
     )
     facts: dict[str, object] = {
         "students": hashes,

@@ -717,6 +717,28 @@ def analyse(
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="Test images.  [default: 5000, quick 500]")
     ] = None,
+    other_images: Annotated[
+        Path | None,
+        typer.Option("--other-images", exists=True, help="domains: pictures of another kind."),
+    ] = None,
+    cue_conflict: Annotated[
+        Path | None,
+        typer.Option(
+            "--cue-conflict", exists=True, help="shape: pictures as SHAPE/SHAPE1-TEXTURE2.png."
+        ),
+    ] = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option(
+            "--groups", exists=True, dir_okay=False, help="bias: CSV of index (test) and group."
+        ),
+    ] = None,
+    corrupted: Annotated[
+        Path | None,
+        typer.Option(
+            "--corrupted", exists=True, file_okay=False, help="corruptions: files of CIFAR-C."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="[default: RUN/analysis/METHOD]")
     ] = None,
@@ -731,6 +753,7 @@ def analyse(
     Each answer stands beside that of an independent student, of the same architecture and without
     the teacher. What is there already is not asked again.
     """
+    from limbeck.analysis.base import Given
     from limbeck.cli.analyse import analyse_runs
 
     analyse_runs(
@@ -740,6 +763,12 @@ def analyse(
         experiments=experiments,
         quick=quick,
         num_images=images,
+        given=Given(
+            other_images=other_images,
+            cue_conflict=cue_conflict,
+            groups=groups,
+            corrupted=corrupted,
+        ),
         out=out,
         device=device,
         typed=_given(student, teacher),

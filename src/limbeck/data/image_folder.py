@@ -33,10 +33,10 @@ from limbeck.data.decode import Header, decode_image, read_header
 from limbeck.data.files import FileSource, Listing, open_files
 from limbeck.data.images import ImageSet, ImageSource, some
 
-__all__ = ["MAX_BYTES_IN_MEMORY", "FolderSplits", "LazyImages", "load_image_folder"]
+__all__ = ["EXTENSIONS", "MAX_BYTES_IN_MEMORY", "FolderSplits", "LazyImages", "load_image_folder"]
 
 MAX_BYTES_IN_MEMORY = 4 << 30  # all splits together; a larger set is read batch by batch
-_EXTENSIONS = frozenset(
+EXTENSIONS = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 _SPLITS: Mapping[str, str] = {  # in whatever case
@@ -212,10 +212,10 @@ def _arrange(
     root: Path, listing: Listing, notes: list[str]
 ) -> tuple[tuple[str, ...], dict[str, _Names]]:
     """Class names, and the pictures of each split."""
-    pictures = [name for name in listing.files if _extension(name) in _EXTENSIONS]
+    pictures = [name for name in listing.files if _extension(name) in EXTENSIONS]
     if not pictures:
         raise DataError(
-            f"{root} holds no pictures ({', '.join(sorted(_EXTENSIONS))}); wanted "
+            f"{root} holds no pictures ({', '.join(sorted(EXTENSIONS))}); wanted "
             "train/<class>/<picture> or <class>/<picture>"
         )
     around = _wrapping(pictures)
@@ -322,7 +322,7 @@ def _class_faults(found: Mapping[str, Mapping[str, Sequence[str]]]) -> list[str]
 def _note_ignored(listing: Listing, stray: Sequence[str], notes: list[str]) -> None:
     if stray:
         notes.append(f"{len(stray)} pictures outside any class folder are ignored: {some(stray)}")
-    others = [name for name in listing.files if _extension(name) not in _EXTENSIONS]
+    others = [name for name in listing.files if _extension(name) not in EXTENSIONS]
     if others:
         notes.append(f"{len(others)} files are no pictures and are ignored: {some(others)}")
 

@@ -18,6 +18,7 @@ from limbeck.methods.feature.ofd import ofd_loss
 from limbeck.methods.feature.reviewkd import hcl_loss
 from limbeck.methods.feature.vid import vid_loss
 from limbeck.methods.feature.wkd_feature import WKDDistance, wkd_feature_loss
+from limbeck.methods.noise_label import noise_label_loss
 from limbeck.methods.output.bkd import balanced_kd_loss
 from limbeck.methods.output.born_again import confidence_weighted_loss, permute_dark_knowledge
 from limbeck.methods.output.dgkd import dense_guidance_loss
@@ -72,6 +73,7 @@ __all__ = [
     "lipschitz_loss",
     "mlkd_loss",
     "mutual_loss",
+    "noise_label_loss",
     "ofd_loss",
     "permute_dark_knowledge",
     "pkt_loss",

@@ -224,7 +224,7 @@ def test_unlabelled_images_are_finite(world, unlabelled):
         assert terms.parts["ce"] == 0
 
 
-ONE_LABEL = {"CRD", "DKD", "WKDLogit"}  # which read a label beside the cross-entropy
+ONE_LABEL = {"CRD", "DKD", "NoiseLabel", "WKDLogit"}  # which read a label beside the cross-entropy
 
 
 def test_mixed_images_are_taken_with_both_their_labels_or_refused(world):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,14 +14,17 @@ import torch
 from limbeck.analysis import EXPERIMENTS
 from limbeck.analysis.base import Case, Experiment, Given, Subject, examine
 from limbeck.analysis.files import fingerprint, is_finished, write_finding
+from limbeck.cli.observer import observing
 from limbeck.cli.terminal import make_console, printable, printable_lines
 from limbeck.core.errors import DataError, RunFolderError, UnknownNameError
 from limbeck.core.sources import source_hash
 from limbeck.data import build_data
 from limbeck.engine.distributed import pick_device
-from limbeck.runs.compare import BASELINE
+from limbeck.engine.loop import InterruptedRun
+from limbeck.runs.compare import BASELINE, run_differences
 from limbeck.runs.comparison import COMPARISON_FILE, ComparisonFolder
 from limbeck.runs.config import RunConfig
+from limbeck.runs.execute import execute, prepare_parts, resume
 from limbeck.runs.folder import RunFolder, read_json
 from limbeck.runs.networks import NamedNetwork, StudentCard, build_teacher, load_student
 from limbeck.runs.provenance import sources_hash
@@ -40,6 +43,7 @@ class _Chosen:
     distilled: dict[int, Path]
     independent: dict[int, Path]
     method: str
+    controls: dict[int, Path] = field(default_factory=dict)
 
 
 def analyse_runs(
@@ -51,6 +55,7 @@ def analyse_runs(
     quick: bool,
     num_images: int | None,
     given: Given,
+    soft_label_control: bool,
     out: Path | None,
     device: str,
     typed: Collection[str],
@@ -70,6 +75,7 @@ def analyse_runs(
         quick: the quick selection, of fewer images.
         num_images: of the test split; None is a sensible number.
         given: files for single experiments.
+        soft_label_control: train students of noise targets first, or take them where they are.
         out: where findings go; None is ``analysis/METHOD`` within ``place``.
         device: where to compute.
         typed: names of models that stand on the command line; these alone may run code.
@@ -78,11 +84,14 @@ def analyse_runs(
     """
     wanted = _experiments(experiments, quick=quick)
     chosen = _choose(place, method, independent)
+    folder = out or place / "analysis" / chosen.method
+    if soft_label_control:
+        runs = _train_controls(chosen, folder / "controls", typed=typed, quiet=quiet or as_json)
+        chosen = replace(chosen, controls=runs)
     wanted_images = num_images or (_QUICK_IMAGES if quick else _MOST_IMAGES)
     case, facts = _open_case(
         chosen, typed=typed, device=device, quick=quick, num_images=wanted_images, given=given
     )
-    folder = out or place / "analysis" / chosen.method
     console = make_console(quiet=quiet or as_json)
     case.tell = lambda line: console.print(printable(line), style="dim")
     console.print(
@@ -91,7 +100,8 @@ def analyse_runs(
             f"{len(case.independent)} independent ones; {len(case.images):,} test images"
         )
     )
-    further = {field.name: fingerprint(getattr(given, field.name)) for field in fields(given)}
+    further: dict[str, object] = {name: fingerprint(path) for name, path in vars(given).items()}
+    further["controls"] = facts.pop("controls")
     for number, experiment in enumerate(wanted, 1):
         path = folder / f"{experiment.key}.json"
         own = {name: further[name] for name in experiment.reads}
@@ -150,6 +160,39 @@ def _choose(place: Path, method: str | None, independent: Sequence[Path]) -> _Ch
     return _Chosen({summary.seed: place}, given, summary.method)
 
 
+def _train_controls(
+    chosen: _Chosen, folder: Path, *, typed: Collection[str], quiet: bool
+) -> dict[int, Path]:
+    """Runs of students of noise targets by seed, trained as the distilled ones were."""
+    found = {}
+    for seed, run in chosen.distilled.items():
+        values = RunConfig.read(read_json(RunFolder(run).config)).plain()
+        config = RunConfig.read(values | {"teacher": None, "method": {"name": "noise_label"}})
+        output = RunFolder(folder / f"noise_label-seed{seed}")
+        found[seed] = output.path
+        if output.config.exists():
+            differences = run_differences(RunConfig.read(read_json(output.config)), config)
+            if differences:
+                raise RunFolderError(
+                    f"{output.path} holds a control trained otherwise: {'; '.join(differences)}; "
+                    "remove it"
+                )
+        if output.summary.exists():
+            continue
+        with observing(quiet=quiet, as_json=False) as observer:
+            observer.note(f"a student of noise targets, seed {seed}")
+            parts = prepare_parts(config, typed=typed)
+            try:
+                if output.config.exists():
+                    resume(output.path, parts, config, observer=observer)
+                else:
+                    execute(config, output.path, parts, observer=observer)
+            except InterruptedRun as stop:
+                stop.args = (f"{stop}; the same command continues it",)
+                raise
+    return found
+
+
 def _seed(run: Path) -> int:
     return read_summary(run).seed
 
@@ -177,8 +220,9 @@ def _open_case(
     summary = read_summary(first)
     card: StudentCard | None = None
     students: dict[str, dict[int, Subject]] = {}
-    hashes: dict[str, str] = {}
-    for kind in ("distilled", "independent"):
+    hashes: dict[str, dict[int, str]] = {}
+    for kind in ("distilled", "independent", "controls"):
+        hashes[kind] = {}
         students[kind] = {}
         for seed, path in getattr(chosen, kind).items():
             named, own = load_student(path, typed=typed)
@@ -186,7 +230,7 @@ def _open_case(
             card = card or own
             _check_alike(first, card, summary, path, own, other)
             students[kind][seed] = _subject(named, f"{kind} student, seed {seed}")
-            hashes[f"{kind} {seed}"] = other.student_hash
+            hashes[kind][seed] = other.student_hash
     data = build_data(config.data, seed=config.seed)
     if data.test is None:
         raise DataError(
@@ -212,8 +256,10 @@ def _open_case(
         device=pick_device(device),
         positions=positions,
         given=given,
+        controls=students["controls"],
     )
     facts: dict[str, object] = {
+        "controls": hashes.pop("controls"),
         "students": hashes,
         "teacher": summary.teacher_hash,
         "images": images.fingerprint(),

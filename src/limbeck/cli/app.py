@@ -739,6 +739,10 @@ def analyse(
             "--corrupted", exists=True, file_okay=False, help="corruptions: files of CIFAR-C."
         ),
     ] = None,
+    soft_label_control: Annotated[
+        bool,
+        typer.Option("--soft-label-control", help="invariance: also train students of noise."),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="[default: RUN/analysis/METHOD]")
     ] = None,
@@ -769,6 +773,7 @@ def analyse(
             groups=groups,
             corrupted=corrupted,
         ),
+        soft_label_control=soft_label_control,
         out=out,
         device=device,
         typed=_given(student, teacher),

@@ -23,6 +23,7 @@ from limbeck.methods.feature.reviewkd import ReviewKD, ReviewKDConfig
 from limbeck.methods.feature.simkd import SimKD, SimKDConfig
 from limbeck.methods.feature.vid import VID, VIDConfig
 from limbeck.methods.feature.wkd_feature import WKDFeature, WKDFeatureConfig
+from limbeck.methods.noise_label import NoiseLabel, NoiseLabelConfig
 from limbeck.methods.output.bkd import BKD, BKDConfig
 from limbeck.methods.output.born_again import BornAgainConfig, born_again_stages
 from limbeck.methods.output.ctkd import CTKD, CTKDConfig
@@ -214,6 +215,12 @@ METHODS: Final[Mapping[str, MethodEntry]] = MappingProxyType(
             config=MultiTeacherConfig,
             stages=_one_stage(MultiTeacher),
             card="limbeck.methods.output.multi_teacher",
+        ),
+        "noise_label": MethodEntry(
+            family="none",
+            config=NoiseLabelConfig,
+            stages=_one_stage(NoiseLabel),
+            card="limbeck.methods.noise_label",
         ),
         "ofd": MethodEntry(
             family="feature",

@@ -98,6 +98,7 @@ SEARCH_SPACES: Final[Mapping[str, tuple[Dimension, ...]]] = MappingProxyType(
         "lskd": (_LR, _TEMPERATURE, _weight("kd_weight")),
         "mlkd": (_LR, _weight("kd_weight")),
         "multi_teacher": (_LR, _TEMPERATURE, _weight("kd_weight"), _weight("hint_weight")),
+        "noise_label": (_LR, _weight("temperature")),
         "ofd": (_LR, _weight("ofd_weight")),
         "pkt": (_LR, _weight("pkt_weight")),
         "relation": (_LR, _weight("relation_weight")),

@@ -15,6 +15,7 @@ from limbeck.analysis.base import (
     Subject,
     contrast,
     examine,
+    ratio_items,
 )
 from limbeck.core.errors import ShapeError
 from limbeck.core.normalization import Normalization
@@ -207,3 +208,41 @@ def test_every_reading_gets_a_contrast_of_its_own():
     found = examine(asked, case(), clock=lambda: 0.0)
     assert len(found.contrasts) == 2
     assert found.skipped is None
+
+
+def test_a_ratio_as_items_has_the_ratio_as_its_mean_and_varies_as_it_does(generator):
+    """Against resampling the ratio itself."""
+    numbers = np.random.default_rng(0)
+    counted = numbers.random(400) < 0.3
+    hits = counted & (numbers.random(400) < 0.7)
+    items = ratio_items(hits, counted)
+    assert items.mean() == pytest.approx(hits.sum() / counted.sum())
+    draws = numbers.integers(400, size=(4000, 400))
+    ratios = hits[draws].sum(axis=1) / counted[draws].sum(axis=1)
+    assert items[draws].mean(axis=1).std() == pytest.approx(ratios.std(), rel=0.05)
+
+
+def test_of_a_trait_nearer_is_where_the_teacher_is():
+    made = case()
+    values = {id(made.teacher): 3.0} | {id(s): 5.0 for s in made.independent.values()}
+
+    def value(subject):
+        return np.full(4, values.get(id(subject), 4.0))
+
+    found = made.trait("size", "images", value, unit="1")
+    assert (found.teacher, found.nearer, found.unit) == (3.0, "lower", "1")
+    values[id(made.teacher)] = 6.0
+    assert made.trait("size", "images", value).nearer == "higher"
+
+
+def test_one_answer_to_everything_is_refused_and_two_are_not():
+    made = case()
+    made.refuse_constant(made.teacher, np.array([1, 1, 2]), "sketches")
+    with pytest.raises(NotApplicableError, match="student gives all sketches the answer 'b'"):
+        made.refuse_constant(made.teacher, np.array([[1, 1], [1, 1]]), "sketches")
+
+
+def test_who_was_taught_otherwise_is_called_so():
+    values = reading({0: [1.0, 0.5]}, {0: [0.0, 0.0]}, pupil="student of noise targets")
+    found = contrast(values, generator=np.random.default_rng(0))
+    assert found.sentence.startswith("The student of noise targets is further from the teacher")

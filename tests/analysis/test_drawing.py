@@ -2,9 +2,10 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from limbeck.analysis.drawing import panels_png
+from limbeck.analysis.drawing import panel, panels_png
 
 
 def drawn(png):
@@ -51,3 +52,10 @@ def test_marks_are_drawn_where_they_lie():
 @pytest.mark.parametrize("name", ["$x_1$", "<b>", "名前", "line\nbreak"])
 def test_any_text_is_a_name(name):
     drawn(panels_png([[np.zeros((2, 2))]], row_names=[name], column_names=[name]))
+
+
+def test_an_image_becomes_a_panel_of_one_channel_or_three():
+    grey = torch.tensor([[[0, 255], [51, 102]]], dtype=torch.uint8)
+    np.testing.assert_allclose(panel(grey), [[0, 1], [0.2, 0.4]], rtol=1e-6)
+    colour = torch.rand(3, 2, 5)
+    np.testing.assert_allclose(panel(colour)[1, 4], colour[:, 1, 4])

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from limbeck.analysis.base import (
     Reading,
     contrast,
 )
-from limbeck.analysis.files import is_finished, write_finding
+from limbeck.analysis.files import fingerprint, is_finished, write_finding
 
 ASKED = Experiment(
     key="k", title="t", question="q?", source="s", measure=lambda case: None, quick=True
@@ -85,3 +86,21 @@ def test_a_finding_is_finished_for_its_own_inputs_alone(finding, tmp_path):
     assert not is_finished(tmp_path, "k", inputs="abc")
     (tmp_path / "k.json").write_text("[]")
     assert not is_finished(tmp_path, "k", inputs="abc")
+
+
+def test_a_fingerprint_changes_with_names_sizes_and_times(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "inner").mkdir(parents=True)
+    file = folder / "inner" / "a.txt"
+    file.write_text("one")
+    os.utime(file, ns=(10**18, 10**18))
+    first = fingerprint(folder)
+    assert first == fingerprint(folder)
+    assert fingerprint(None) is None
+    assert fingerprint(file) != first
+    os.utime(file, ns=(10**18, 10**18 + 1000))
+    assert fingerprint(folder) != first
+    os.utime(file, ns=(10**18, 10**18))
+    assert fingerprint(folder) == first
+    file.rename(folder / "inner" / "b.txt")
+    assert fingerprint(folder) != first

@@ -3,8 +3,13 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.analysis.base import NotApplicableError
+from limbeck.analysis.base import NotApplicableError, Subject
 from limbeck.analysis.invariance import COLOUR_CONSTANCY, INVARIANCE, steadiness
+from limbeck.core.normalization import Normalization
+
+
+def subject(network):
+    return Subject(name="control", network=network, normalization=Normalization())
 
 
 class Brightest(nn.Module):
@@ -105,3 +110,36 @@ def test_where_no_change_applies_the_reason_is_given(
     monkeypatch.setattr(invariance, "_CONSTANCY", invariance._CONSTANCY[:2])
     with pytest.raises(NotApplicableError, match="tint: changes of colour need colour images"):
         COLOUR_CONSTANCY.measure(case)
+
+
+def test_students_of_noise_stand_beside_as_the_control(make_case, colours):
+    case = make_case(
+        Brightest(), Brightest(), Reddest(), colours, LABELS, controls={0: subject(Reddest())}
+    )
+    found = COLOUR_CONSTANCY.measure(case)
+    assert len(found.readings) == 6
+    kept, control = found.readings[0], found.readings[3]
+    assert control.name == f"{kept.name}, after noise targets"
+    assert control.pupil == "student of noise targets"
+    np.testing.assert_array_equal(control.distilled[0], kept.independent[0])
+    (table,) = found.tables.values()
+    assert table[0][-1] == "noise targets"
+    row = next(row for row in table if row[0] == "tint 0.4")
+    assert row[3] == row[4] == f"{kept.independent[0].mean():.1%}"
+
+
+class Constant(nn.Module):
+    def forward(self, image):
+        return torch.tensor([0.0, 9.0, 0.0]).expand(len(image), 3)
+
+
+def test_a_teacher_that_tells_nothing_apart_is_refused(make_case, colours):
+    case = make_case(Constant(), Brightest(), Reddest(), colours, LABELS)
+    with pytest.raises(NotApplicableError, match="gives all test images the answer 'b'"):
+        INVARIANCE.measure(case)
+
+
+def test_a_student_that_is_steady_because_it_sees_nothing_is_named(make_case, colours):
+    case = make_case(Brightest(), Constant(), Reddest(), colours, LABELS)
+    notes = COLOUR_CONSTANCY.measure(case).notes
+    assert notes[0].startswith("network gives every test image one answer")

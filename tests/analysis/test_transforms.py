@@ -1,8 +1,10 @@
 import colorsys
 import itertools
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from limbeck.analysis import transforms
 from limbeck.analysis.base import NotApplicableError
@@ -118,3 +120,106 @@ def test_light_falls_off_across_the_image_and_exposure_changes():
     middle = found[:, 0, 4, 4]
     assert middle.max() > 0.6
     assert middle.min() < 0.4
+
+
+DOMAINS = ("greyscale", "silhouette", "sketch", "texture_swap")
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_other_domains_are_images_too(name, images):
+    found = getattr(transforms, name)(images, torch.Generator().manual_seed(0))
+    assert found.shape == images.shape
+    assert 0 <= found.min() <= found.max() <= 1
+    assert not torch.equal(found, images)
+
+
+def test_greyscale_is_luma_in_every_channel():
+    red = torch.tensor([1.0, 0.0, 0.0])[None, :, None, None].expand(1, 3, 4, 4)
+    found = transforms.greyscale(red, torch.Generator())
+    torch.testing.assert_close(found, torch.full((1, 3, 4, 4), 0.299))
+    with pytest.raises(NotApplicableError, match="these have 1 channel"):
+        transforms.greyscale(torch.zeros(1, 1, 4, 4), torch.Generator())
+
+
+def test_a_sketch_is_scipys_sobel_on_white(images):
+    """Edges dark, each image by its own steepest; away from them white."""
+    found = transforms.sketch(images, torch.Generator())
+    for image, drawn in zip(images, found, strict=True):
+        grey = (0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]).numpy()
+        slope = np.hypot(
+            ndimage.sobel(grey, 0, mode="nearest"), ndimage.sobel(grey, 1, mode="nearest")
+        )
+        np.testing.assert_allclose(drawn[0], 1 - slope / slope.max(), atol=1e-5)
+        assert torch.equal(drawn[0], drawn[2])
+    assert (transforms.sketch(torch.full((1, 1, 5, 5), 0.4), torch.Generator()) == 1).all()
+
+
+@pytest.mark.parametrize(("shape", "ground"), [(0.9, 0.2), (0.1, 0.7)])
+def test_a_silhouette_is_black_on_white_whichever_is_the_brighter(shape, ground):
+    mask = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    mask[0, 0, 2:6, 3:5] = True
+    mask[0, 0, 6:, 3] = True  # it may touch the border
+    noise = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.1
+    image = torch.where(mask, shape, ground) + noise
+    found = transforms.silhouette(image, torch.Generator())
+    assert torch.equal(found, (~mask).float())
+
+
+def test_the_threshold_parts_brightnesses_where_their_classes_differ_most(images):
+    """Otsu's criterion by hand: the largest variance between the two sides."""
+    grey = images[:, :1]
+    found = transforms.silhouette(grey, torch.Generator())
+    for image, drawn in zip(grey, found, strict=True):
+        levels = (image * 255).round().flatten().numpy()
+        best, bright = -1.0, None
+        for threshold in np.unique(levels)[:-1]:
+            above = levels > threshold
+            between = above.mean() * (~above).mean()
+            between *= (levels[above].mean() - levels[~above].mean()) ** 2
+            if between > best:
+                best, bright = between, above
+        same = drawn.flatten().numpy() == bright
+        assert same.all() or not same.any()
+
+
+def test_an_image_of_one_brightness_has_no_silhouette():
+    flat = torch.tensor([0.0, 0.5, 1.0])[:, None, None, None].expand(3, 1, 4, 4)
+    assert (transforms.silhouette(flat, torch.Generator()) == 1).all()
+
+
+def test_swapped_textures_keep_phases_and_take_amplitudes_of_another(images):
+    soft = 0.5 + 0.05 * (images - 0.5)  # far from black and white, so that nothing is cut off
+    found = transforms.texture_swap(soft, torch.Generator().manual_seed(0))
+    own, made = np.fft.fft2(soft.double().numpy()), np.fft.fft2(found.double().numpy())
+    large = np.abs(made) > 1e-3
+    turned = np.angle(made[large] / own[large])
+    np.testing.assert_allclose(turned, 0, atol=1e-2)
+    for image, spectrum in enumerate(np.abs(made)):
+        far = [np.abs(spectrum - np.abs(other)).max() for other in own]
+        assert np.argmin(far) != image
+        assert min(far) < 1e-4
+
+
+def test_one_image_alone_has_no_texture_to_swap():
+    with pytest.raises(NotApplicableError, match="two images or more"):
+        transforms.texture_swap(torch.rand(1, 1, 4, 4), torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("name", "strength", "side", "message"),
+    [
+        ("shift", 4, 4, "a shift by up to 4 pixels needs images of 5 x 5 pixels"),
+        ("crop", 0.2, 4, "a crop of 0.2 of the area needs images of 5 x 5 pixels"),
+    ],
+)
+def test_images_too_small_for_a_change_are_refused(name, strength, side, message):
+    small = torch.rand(2, 1, side, side)
+    with pytest.raises(NotApplicableError, match=message):
+        changed(name, small, strength)
+    changed(name, torch.rand(2, 1, side + 1, side + 1), strength)
+
+
+@pytest.mark.parametrize("name", ["silhouette", "sketch"])
+def test_images_too_small_for_edges_are_refused(name):
+    with pytest.raises(NotApplicableError, match="3 x 3 pixels or more; these have 2 x 5"):
+        getattr(transforms, name)(torch.rand(2, 1, 2, 5), torch.Generator())

@@ -2,8 +2,11 @@ import json
 import shutil
 
 import pytest
+import torch
+from PIL import Image
 
 from limbeck.analysis.base import Experiment, NotApplicableError
+from limbeck.data import load_digits
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +107,86 @@ def test_the_run_of_a_plain_student_is_refused(limbeck, runs):
     answer = limbeck("analyse", runs / "teacher", "--independent", runs / "student")
     assert answer.code == 2
     assert "had no teacher" in answer.err
+
+
+def test_files_are_handed_to_the_experiments_that_read_them(limbeck, compared, tmp_path):
+    """And asked again when they change, while the others are not."""
+    digits = load_digits().test
+    for place in range(20):
+        path = tmp_path / "photos" / str(int(digits.labels[place])) / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits.images[place, 0].numpy()).save(path)
+    table = tmp_path / "groups.csv"
+    table.write_text("index,group\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(449)))
+    arguments = (
+        "analyse", compared, "--experiments", "domains,bias", "--out", tmp_path / "out",
+        "--other-images", tmp_path / "photos", "--groups", table, "--json",
+    )  # fmt: skip
+    answer = limbeck(*arguments)
+    assert answer.code == 0, answer.err
+    domains, bias = lines(answer)
+    assert domains["readings"][0]["name"] == "agreement on images of photos"
+    assert domains["readings"][0]["num_items"] == 20
+    assert domains["readings"][1]["name"] == "accuracy on images of photos"
+    assert bias["settings"]["groups"] == {"a": 225, "b": 224}
+    table.write_text(table.read_text() + "\n")
+    again = dict(zip(("domains", "bias"), lines(limbeck(*arguments)), strict=True))
+    assert again["domains"] == domains
+    assert again["bias"]["inputs"] != bias["inputs"]
+
+
+def test_positions_of_drawn_images_are_those_of_the_test_split(limbeck, compared, tmp_path):
+    """Of 50 images of 449, each is in a group of its own number's parity."""
+    table = tmp_path / "groups.csv"
+    table.write_text("index,group\n" + "".join(f"{i},{'ab'[i < 200]}\n" for i in range(449)))
+    answer = limbeck(
+        "analyse", compared, "--experiments", "bias", "--out", tmp_path / "out",
+        "--images", 50, "--groups", table, "--json",
+    )  # fmt: skip
+    (found,) = lines(answer)
+    drawn = torch.randperm(449, generator=torch.Generator().manual_seed(0))[:50]
+    assert found["settings"]["groups"] == {
+        "a": int((drawn >= 200).sum()),
+        "b": int((drawn < 200).sum()),
+    }
+
+
+def test_without_their_files_experiments_say_what_to_give(limbeck, compared, tmp_path):
+    answer = limbeck("analyse", compared, "--experiments", "shape,bias", "--out", tmp_path)
+    assert answer.code == 0
+    said = " ".join(answer.out.split())
+    assert "--cue-conflict" in said
+    assert "--groups" in said
+
+
+@pytest.mark.parametrize("option", ["--other-images", "--cue-conflict", "--groups", "--corrupted"])
+def test_files_that_are_not_there_are_refused_at_once(limbeck, compared, tmp_path, option):
+    answer = limbeck("analyse", compared, option, tmp_path / "nowhere")
+    assert answer.code == 2
+    assert "does not exist" in answer.err
+
+
+def test_the_soft_label_control_is_trained_once_and_stands_beside(limbeck, compared, tmp_path):
+    arguments = (
+        "analyse", compared, "--experiments", "colour_constancy", "--out", tmp_path,
+        "--soft-label-control", "--json",
+    )  # fmt: skip
+    answer = limbeck(*arguments)
+    assert answer.code == 0, answer.err
+    (found,) = lines(answer)
+    control = found["readings"][-1]
+    assert control["pupil"] == "student of noise targets"
+    assert control["distilled_by_seed"].keys() == {"0", "1"}
+    summary = tmp_path / "controls" / "noise_label-seed1" / "summary.json"
+    assert json.loads(summary.read_text())["method"] == "noise_label"
+    written = summary.stat().st_mtime_ns
+    assert lines(limbeck(*arguments)) == [found]
+    assert summary.stat().st_mtime_ns == written
+
+
+def test_a_control_that_was_trained_otherwise_is_refused(limbeck, compared, tmp_path):
+    control = tmp_path / "controls" / "noise_label-seed0"
+    shutil.copytree(compared / "runs" / "ce-seed0", control)
+    answer = limbeck("analyse", compared, "--out", tmp_path, "--soft-label-control")
+    assert answer.code == 2
+    assert "holds a control trained otherwise: method.name" in answer.err

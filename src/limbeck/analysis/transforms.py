@@ -33,7 +33,7 @@ __all__ = [
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 # RGB to luma and two axes of chroma (NTSC's YIQ); a hue is an angle between the last two.
 _YIQ = (_LUMA, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
-_FLAT = 1e-6  # a gradient below is no edge
+_FLAT = 1e-3  # a gradient below is no edge: a quarter of a step of 8 bits
 _GRADIENT = 0.5  # of the illumination's strength goes into its slope
 
 
@@ -129,8 +129,9 @@ def sketch(images: Tensor, generator: torch.Generator) -> Tensor:
     padded = F.pad(_luma(images), (1, 1, 1, 1), mode="replicate")
     slopes = F.conv2d(padded, torch.stack([across, across.T])[:, None])
     steepness = slopes.square().sum(dim=1, keepdim=True).sqrt()
-    steepest = steepness.amax(dim=(2, 3), keepdim=True).clamp(min=_FLAT)
-    return (1 - steepness / steepest).expand_as(images)
+    steepest = steepness.amax(dim=(2, 3), keepdim=True)
+    drawn = torch.where(steepest < _FLAT, 0, steepness / steepest)
+    return (1 - drawn).expand_as(images)
 
 
 def silhouette(images: Tensor, generator: torch.Generator) -> Tensor:

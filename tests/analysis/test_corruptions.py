@@ -246,7 +246,7 @@ def test_of_many_images_the_package_makes_some(make_case, package, monkeypatch):
 def test_the_remedy_is_named_where_the_package_is_not_there(make_case, monkeypatch):
     monkeypatch.setitem(sys.modules, "imagecorruptions", None)
     networks = (Threshold(110.5), Threshold(90.5), Threshold(30.5))
-    with pytest.raises(NotApplicableError, match="pip install imagecorruptions-imaug"):
+    with pytest.raises(NotApplicableError, match=r"pip install 'limbeck\[corruptions\]'"):
         CORRUPTIONS.measure(make_case(*networks, LARGE, LABELS))
 
 

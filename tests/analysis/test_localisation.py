@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from limbeck.analysis.base import NotApplicableError
@@ -40,6 +42,42 @@ def test_a_map_is_the_classifiers_weight_times_the_features(case, images, labels
     weight = network.fc.weight[labels] / 16
     expected = torch.einsum("bc,bchw->bhw", weight, features).relu()
     torch.testing.assert_close(found, expected.detach())
+
+
+class Deep(nn.Module):
+    """What follows the maps is no mere pooling: gradients differ from place to place."""
+
+    layer_aliases: ClassVar = {"last": "body", "penultimate": "head.3:input"}
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.body = nn.Sequential(
+                nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, padding=1), nn.Tanh()
+            )
+            self.head = nn.Sequential(
+                nn.Flatten(), nn.Linear(8 * 16, 12), nn.ReLU(), nn.Linear(12, 3)
+            )
+
+    def forward(self, image):
+        return self.head(self.body(image))
+
+
+def test_maps_are_those_of_pytorch_grad_cam(make_case, images, labels):
+    """Which scales each map to [0, 1]."""
+    network = Deep()
+    case = make_case(network, Maps(0), Maps(1), images, labels, batch_size=7)
+    found = grad_cam(case, case.teacher, images, labels).numpy()
+    with GradCAM(model=network, target_layers=[network.body]) as theirs:
+        targets = [ClassifierOutputTarget(int(label)) for label in labels]
+        pixels = (images.float() / 255).requires_grad_()
+        expected = theirs(input_tensor=pixels, targets=targets)
+    alive = found.max(axis=(1, 2)) > 0
+    assert 10 < alive.sum()
+    low, high = (edge(found, axis=(1, 2), keepdims=True) for edge in (np.min, np.max))
+    scaled = (found - low) / np.where(high > low, high - low, 1)
+    np.testing.assert_allclose(scaled[alive], expected[alive], atol=1e-4)
 
 
 def test_chosen_classes_are_looked_up_in_the_network(case, images, labels):

@@ -265,7 +265,7 @@ def _made(case: Case, chosen: NDArray[np.int64]) -> dict[str, _Maker]:
     except ImportError as error:
         raise NotApplicableError(
             "corrupted images are needed: give the folder of CIFAR-10-C's or CIFAR-100-C's files "
-            f"with --corrupted, or `pip install {_PACKAGE}` to have some made ({error})"
+            f"with --corrupted, or `pip install 'limbeck[corruptions]'` to have some made ({error})"
         ) from error
     images = case.images[torch.from_numpy(chosen)].permute(0, 2, 3, 1).numpy()
     channels = case.images.shape[1]

@@ -1,3 +1,6 @@
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -143,3 +146,19 @@ def test_a_student_that_is_steady_because_it_sees_nothing_is_named(make_case, co
     case = make_case(Brightest(), Constant(), Reddest(), colours, LABELS)
     notes = COLOUR_CONSTANCY.measure(case).notes
     assert notes[0].startswith("network gives every test image one answer")
+
+
+@pytest.mark.slow
+def test_what_was_planted_is_found_and_of_an_unrelated_teacher_nothing_is(tmp_path):
+    """Colour pays on the student's digits; the teacher has learnt that it means nothing."""
+    path = Path(__file__).parents[2] / "benchmarks" / "planted.py"
+    spec = importlib.util.spec_from_file_location("planted", path)
+    planted = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(planted)
+    plant = planted.PLANTS["colour"]
+    outcome = planted.analyse(plant, seeds=3, folder=tmp_path)
+    _, found = planted.headline(outcome.planted, plant)
+    _, unrelated = planted.headline(outcome.unrelated, plant)
+    assert found.verdict == "nearer", found.sentence
+    assert unrelated.verdict != "nearer", unrelated.sentence
+    assert found.distilled > unrelated.distilled

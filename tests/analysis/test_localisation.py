@@ -74,7 +74,7 @@ def test_maps_are_those_of_pytorch_grad_cam(make_case, images, labels):
         pixels = (images.float() / 255).requires_grad_()
         expected = theirs(input_tensor=pixels, targets=targets)
     alive = found.max(axis=(1, 2)) > 0
-    assert 10 < alive.sum()
+    assert alive.sum() > 10
     low, high = (edge(found, axis=(1, 2), keepdims=True) for edge in (np.min, np.max))
     scaled = (found - low) / np.where(high > low, high - low, 1)
     np.testing.assert_allclose(scaled[alive], expected[alive], atol=1e-4)

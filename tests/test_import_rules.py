@@ -45,7 +45,11 @@ ALLOWED = {
         "layers",
         "metrics",
         "models",
+        # Numbers and pictures that are the same on the page of a comparison.
+        "reports.pictures",
+        "reports.predictions",
         "reports.statistics",
+        "reports.svg",
     ),
     # Metrics of numpy alone: reports judge saved logits with what judged them during the run.
     "reports": (

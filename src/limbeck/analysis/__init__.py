@@ -11,11 +11,17 @@ from limbeck.analysis.agreement import FIDELITY
 from limbeck.analysis.base import Experiment
 from limbeck.analysis.bias import BIAS
 from limbeck.analysis.boundaries import BOUNDARIES
+from limbeck.analysis.calibration import CALIBRATION
+from limbeck.analysis.classes import CLASSES
 from limbeck.analysis.corruptions import CORRUPTIONS
 from limbeck.analysis.domains import DOMAINS
 from limbeck.analysis.invariance import COLOUR_CONSTANCY, INVARIANCE
 from limbeck.analysis.localisation import LOCALISATION
+from limbeck.analysis.representation import REPRESENTATION
 from limbeck.analysis.shape import SHAPE
+from limbeck.analysis.sharpness import SHARPNESS
+from limbeck.analysis.training import TRAINING
+from limbeck.analysis.why import WHY
 
 __all__ = ["EXPERIMENTS"]
 
@@ -24,7 +30,12 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
     {
         experiment.key: experiment
         for experiment in (
+            WHY,
             FIDELITY,
+            CALIBRATION,
+            CLASSES,
+            TRAINING,
+            REPRESENTATION,
             BOUNDARIES,
             LOCALISATION,
             ADVERSARIAL,
@@ -34,6 +45,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
             SHAPE,
             BIAS,
             CORRUPTIONS,
+            SHARPNESS,
         )
     }
 )

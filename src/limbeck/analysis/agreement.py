@@ -2,7 +2,9 @@
 
 Agreement of the answers, Kullback-Leibler divergence from the teacher at temperature 1, and the
 share of the teacher's errors that a student repeats, each image by image. Two good networks agree
-without having met; the independent student says how much of the agreement that is.
+without having met; the independent student says how much of the agreement that is. The rate of
+the same wrong class among the images that both have wrong, whose images differ from student to
+student, is in a table.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ def _measure(case: Case) -> Measured:
             "agreement with it says nothing; look at its training, or give another teacher"
         )
     log_teacher = log_softmax(theirs.astype(np.float64), axis=1)
-    wrong = choice != label
+    wrong = (choice != label) & (label >= 0)
 
     def agrees(student: Subject) -> NDArray[np.bool_]:
         same: NDArray[np.bool_] = case.answers(student).argmax(axis=1) == choice
@@ -54,7 +56,24 @@ def _measure(case: Case) -> Measured:
         )
     else:
         notes.append("The teacher makes no error on these images.")
-    return Measured(readings=tuple(readings), notes=tuple(notes))
+    return Measured(
+        readings=tuple(readings),
+        tables={"Among the images that teacher and student both have wrong": _both_wrong(case)},
+        notes=tuple(notes),
+    )
+
+
+def _both_wrong(case: Case) -> tuple[tuple[str, ...], ...]:
+    theirs, label = case.answers(case.teacher).argmax(axis=1), case.labels.numpy()
+    rows: list[tuple[str, ...]] = [("student", "seed", "both wrong", "the same wrong class", "rate")]
+    for kind, students in (("distilled", case.distilled), ("independent", case.independent)):
+        for seed, student in students.items():
+            ours = case.answers(student).argmax(axis=1)
+            wrong = (ours != label) & (theirs != label) & (label >= 0)
+            both, same = int(wrong.sum()), int((ours == theirs)[wrong].sum())
+            rate = f"{same / both:.1%}" if both else ""
+            rows.append((kind, str(seed), str(both), str(same), rate))
+    return tuple(rows)
 
 
 FIDELITY = Experiment(

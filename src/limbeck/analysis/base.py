@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from limbeck.analysis.background import Background
 from limbeck.core.errors import LimbeckError, ShapeError
 from limbeck.core.normalization import Normalization
 from limbeck.features import LogitNetwork
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 Unit = Literal["fraction", "1", "nats"]
+_NEARNESS = ("nearer to the teacher", "further from the teacher")
 _LEVEL = 0.95
 _RESAMPLES = 2000
 
@@ -113,6 +115,8 @@ class Case:
         controls: students of the same architecture that learnt from soft labels of noise, by
             seed; empty where nobody trained any.
         tell: called with a line of progress now and then by what takes minutes.
+        background: what their runs left behind; None where there are no runs.
+        tick: called after each batch that went through a network.
 
     Raises:
         NotApplicableError: if a kind of network is missing.
@@ -136,6 +140,8 @@ class Case:
         given: Given = Given(),
         controls: Mapping[int, Subject] | None = None,
         tell: Callable[[str], None] = lambda line: None,  # noqa: ARG005
+        background: Background | None = None,
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
         if not distilled:
             raise NotApplicableError(
@@ -162,6 +168,8 @@ class Case:
         self.given = given
         self.tell = tell
         self.controls = dict(sorted((controls or {}).items()))
+        self.background = background
+        self.tick = tick
         self._answers: dict[tuple[int, str], NDArray[np.float32]] = {}
         for subject in (*self.subjects, *self.controls.values()):
             subject.network.to(self.device)
@@ -207,12 +215,12 @@ class Case:
     def forward(self, subject: Subject, images: Tensor) -> NDArray[np.float32]:
         """Logits ``(N, K)``, batch by batch, of images as for :meth:`answers`; not kept."""
         network = subject.answering().to(self.device)
-        starts = range(0, len(images), self.batch_size)
+        answers = []
         with torch.no_grad():
-            answers = [
-                network(self.unit(images[start : start + self.batch_size])).float().cpu()
-                for start in starts
-            ]
+            for start in range(0, len(images), self.batch_size):
+                part = self.unit(images[start : start + self.batch_size])
+                answers.append(network(part).float().cpu())
+                self.tick()
         logits: NDArray[np.float32] = torch.cat(answers).numpy()
         return logits
 
@@ -255,6 +263,7 @@ class Case:
         nearer: Literal["higher", "lower"] = "higher",
         chance: float | None = None,
         teacher: float | None = None,
+        words: tuple[str, str] | None = None,
     ) -> Reading:
         """A reading of every student, by one function of a student to its ``(n,)`` values."""
         return Reading(
@@ -266,6 +275,7 @@ class Case:
             nearer=nearer,
             chance=chance,
             teacher=teacher,
+            words=words or _NEARNESS,
         )
 
     def trait(
@@ -307,6 +317,8 @@ class Reading:
         chance: the value that no relation to the teacher would give; None where there is none.
         teacher: the teacher's own value; None where it has none.
         pupil: what the students under ``distilled`` are called.
+        words: what a distilled student is found to be that is nearer, and one that is further;
+            of numbers for which less or more says something else.
     """
 
     name: str
@@ -318,6 +330,7 @@ class Reading:
     chance: float | None = None
     teacher: float | None = None
     pupil: str = "distilled student"
+    words: tuple[str, str] = _NEARNESS
 
     def __post_init__(self) -> None:
         shapes = {np.shape(v) for v in (*self.independent.values(), *self.distilled.values())}
@@ -563,8 +576,8 @@ def _sentence(reading: Reading, found: Contrast) -> str:
         else f"the {found.num_items:,} {reading.items} alone; other seeds are not in it"
     )
     said = {
-        "nearer": f"The {reading.pupil} is nearer to the teacher",
-        "further": f"The {reading.pupil} is further from the teacher",
+        "nearer": f"The {reading.pupil} is {reading.words[0]}",
+        "further": f"The {reading.pupil} is {reading.words[1]}",
         "cannot tell": "No difference can be told",
     }[found.verdict]
     chance = "" if reading.chance is None else f"; chance {value(reading.chance)}{unit}"

@@ -1,20 +1,24 @@
-"""Small pictures for the report: a table of panels, as PNG."""
+"""Small pictures for the report: a table of panels, as PNG; lines over training, as SVG."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import matplotlib.style
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["CLASS_COLOURS", "panel", "panels_png"]
+from limbeck.reports.svg import COLOURS, draw_svg
+
+__all__ = ["CLASS_COLOURS", "Panel", "lines_svg", "panel", "panels_png"]
 
 # Twelve colours that differ in lightness as well as hue; more classes begin again.
 CLASS_COLOURS = ListedColormap(
@@ -81,3 +85,60 @@ def panels_png(
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             canvas.print_figure(file, format="png", dpi=90)
     return file.getvalue()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Lines over one horizontal axis.
+
+    Attributes:
+        title: what is drawn, with its unit.
+        lines: "distilled" and "independent" to a line of points for each seed.
+        log: a logarithmic vertical axis.
+    """
+
+    title: str
+    lines: Mapping[str, Sequence[Sequence[tuple[float, float]]]]
+    log: bool = False
+
+
+_LOOKS = {"distilled": (COLOURS["output"], "-"), "independent": (COLOURS["ink"], "--")}
+
+
+def lines_svg(name: str, panels: Sequence[Panel], *, xlabel: str) -> str:
+    """Panels side by side, two a line: each seed thin, the mean of what all seeds have thick.
+
+    Args:
+        name: of the picture: letters and hyphens.
+        panels: one at least.
+        xlabel: of the horizontal axis.
+
+    Returns:
+        An ``<svg>`` element, see :func:`~limbeck.reports.svg.draw_svg`.
+    """
+    rows = -(-len(panels) // 2)
+
+    def paint(figure: Figure) -> None:
+        drawn = list(figure.subplots(rows, 2, squeeze=False).flat)
+        for axes in drawn[len(panels) :]:
+            axes.remove()
+        for axes, panel in zip(drawn, panels, strict=False):
+            for kind, runs in panel.lines.items():
+                colour, style = _LOOKS[kind]
+                for run in runs:
+                    axes.plot(*zip(*run, strict=True), style, color=colour, lw=0.6, alpha=0.6)
+                shared = sorted(set.intersection(*({x for x, _ in run} for run in runs)))
+                means = [np.mean([dict(run)[x] for run in runs]) for x in shared]
+                axes.plot(shared, means, style, color=colour, lw=1.8)
+            axes.set_title(panel.title)
+            axes.set_xlabel(xlabel)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+            if panel.log:
+                axes.set_yscale("log")
+                axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+                axes.yaxis.set_major_formatter(ScalarFormatter())
+                axes.yaxis.set_minor_formatter(NullFormatter())
+            else:
+                axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+
+    return draw_svg(name, paint, height=0.3 + 1.7 * rows)

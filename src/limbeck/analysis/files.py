@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import numpy as np
 
 from limbeck.analysis.base import Contrast, Finding, Reading
 
-__all__ = ["fingerprint", "is_finished", "write_finding"]
+__all__ = ["CASE_FILE", "fingerprint", "is_finished", "write_case", "write_finding"]
+
+CASE_FILE = "case.json"
 
 
 def fingerprint(path: Path | None) -> str | None:
@@ -75,6 +78,19 @@ def write_finding(finding: Finding, folder: Path, *, inputs: str) -> Path:
     return path
 
 
+def write_case(folder: Path, values: Mapping[str, Any]) -> Path:
+    """Write ``case.json``: whom the findings beside it are of.
+
+    Args:
+        folder: made if it is not there.
+        values: JSON's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CASE_FILE
+    _replace(path, json.dumps(dict(values), indent=1).encode())
+    return path
+
+
 def is_finished(folder: Path, key: str, *, inputs: str) -> bool:
     """Whether an experiment's finding is there, and is of the same networks, images and settings.
 
@@ -101,6 +117,7 @@ def _numbers(reading: Reading, found: Contrast) -> dict[str, Any]:
         "pupil": reading.pupil,
         "unit": reading.unit,
         "nearer": reading.nearer,
+        "words": list(reading.words),
         "chance": reading.chance,
         "teacher": reading.teacher,
         "independent_by_seed": means["independent"],

@@ -5,20 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
+from torch import nn
 
 from limbeck.analysis import EXPERIMENTS
-from limbeck.analysis.base import Case, Experiment, Given, Subject, examine
-from limbeck.analysis.files import fingerprint, is_finished, write_finding
+from limbeck.analysis.background import Background, Epoch, RunFacts, Snapshot, Stretch
+from limbeck.analysis.base import Case, Experiment, Finding, Given, Subject, examine
+from limbeck.analysis.files import fingerprint, is_finished, write_case, write_finding
 from limbeck.cli.observer import observing
-from limbeck.cli.terminal import make_console, printable, printable_lines
+from limbeck.cli.terminal import duration, make_console, printable, printable_lines
 from limbeck.core.errors import DataError, RunFolderError, UnknownNameError
 from limbeck.core.sources import source_hash
-from limbeck.data import build_data
+from limbeck.data import ImageSource, build_data
 from limbeck.engine.distributed import pick_device
 from limbeck.engine.loop import InterruptedRun
 from limbeck.runs.compare import BASELINE, run_differences
@@ -26,7 +31,9 @@ from limbeck.runs.comparison import COMPARISON_FILE, ComparisonFolder
 from limbeck.runs.config import RunConfig
 from limbeck.runs.execute import execute, prepare_parts, resume
 from limbeck.runs.folder import RunFolder, read_json
+from limbeck.runs.lipschitz import lipschitz_profile
 from limbeck.runs.networks import NamedNetwork, StudentCard, build_teacher, load_student
+from limbeck.runs.past import best_epoch, checkpoints, load_checkpoint, past_epochs
 from limbeck.runs.provenance import sources_hash
 from limbeck.runs.summary import RunSummary, read_summary
 
@@ -92,6 +99,7 @@ def analyse_runs(
     case, facts = _open_case(
         chosen, typed=typed, device=device, quick=quick, num_images=wanted_images, given=given
     )
+    write_case(folder, facts)
     console = make_console(quiet=quiet or as_json)
     case.tell = lambda line: console.print(printable(line), style="dim")
     console.print(
@@ -107,19 +115,48 @@ def analyse_runs(
         own = {name: further[name] for name in experiment.reads}
         inputs = hashlib.sha256(json.dumps(facts | own, sort_keys=True).encode()).hexdigest()
         if not is_finished(folder, experiment.key, inputs=inputs):
-            console.print(f"{number}/{len(wanted)} {experiment.title} ...", style="dim")
-            finding = examine(experiment, case, clock=time.monotonic)
+            head = f"{number}/{len(wanted)} {experiment.title}"
+            try:
+                finding = _examine(experiment, case, console, head)
+            except KeyboardInterrupt:
+                console.print(
+                    f"{number - 1} of {len(wanted)} are answered and kept; the same command goes "
+                    "on from there"
+                )
+                raise
             path = write_finding(finding, folder, inputs=inputs)
         found = read_json(path)
         if as_json:
             print(json.dumps(found), flush=True)  # noqa: T201
             continue
-        console.print(f"{experiment.title}: {experiment.question}", style="bold")
-        if found["skipped"] is not None:
-            console.print(printable_lines(f"  not asked: {found['skipped']}"))
-        for reading in found["readings"]:
-            console.print(printable_lines(f"  {reading['sentence']}"))
+        _show(found, console)
     console.print(printable(str(folder)))
+
+
+def _examine(experiment: Experiment, case: Case, console: Console, head: str) -> Finding:
+    """Ask, and show that something is going on: each batch through a network counts."""
+    begun, batches = time.monotonic(), 0
+    console.print(f"{head} ...", style="dim")
+    with console.status(head) as status:
+
+        def tick() -> None:
+            nonlocal batches
+            batches += 1
+            seconds = duration(time.monotonic() - begun)
+            status.update(f"{head}: {batches:,} batches through networks, {seconds}")
+
+        case.tick = tick
+        return examine(experiment, case, clock=time.monotonic)
+
+
+def _show(found: Mapping[str, Any], console: Console) -> None:
+    console.print(f"{found['title']}: {found['question']}", style="bold")
+    if found["skipped"] is not None:
+        console.print(printable_lines(f"  not asked: {found['skipped']}"))
+        return
+    sentences = [reading["sentence"] for reading in found["readings"]]
+    for sentence in sentences or found["notes"]:
+        console.print(printable_lines(f"  {sentence}"))
 
 
 def _experiments(names: str | None, *, quick: bool) -> tuple[Experiment, ...]:
@@ -219,17 +256,20 @@ def _open_case(
         raise RunFolderError(f"{first} had no teacher; analyse the run of a distilled student")
     summary = read_summary(first)
     card: StudentCard | None = None
+    named: dict[str, NamedNetwork] = {}
     students: dict[str, dict[int, Subject]] = {}
     hashes: dict[str, dict[int, str]] = {}
     for kind in ("distilled", "independent", "controls"):
         hashes[kind] = {}
         students[kind] = {}
         for seed, path in getattr(chosen, kind).items():
-            named, own = load_student(path, typed=typed)
+            network, own = load_student(path, typed=typed)
             other = read_summary(path)
             card = card or own
             _check_alike(first, card, summary, path, own, other)
-            students[kind][seed] = _subject(named, f"{kind} student, seed {seed}")
+            name = f"{kind} student, seed {seed}"
+            named[name] = network
+            students[kind][seed] = _subject(network, name)
             hashes[kind][seed] = other.student_hash
     data = build_data(config.data, seed=config.seed)
     if data.test is None:
@@ -243,23 +283,40 @@ def _open_case(
         drawn = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
         positions = drawn[:num_images].sort().values
     images = data.test.subset(positions)
+    where = pick_device(device)
+    name = f"teacher {teacher.name}"
+    named[name] = teacher
+    pixels = images.gather(torch.arange(len(images)))
+    train = _sample(data.train, num_images)
+    background = Background(
+        train_images=train.gather(torch.arange(len(train))),
+        train_labels=train.labels,
+        num_train=len(data.train),
+        num_labelled=int((data.train.labels >= 0).sum()),
+        distilled={s: _facts(path, typed) for s, path in chosen.distilled.items()},
+        independent={s: _facts(path, typed) for s, path in chosen.independent.items()},
+        stretches=lambda name: _stretches(named[name], pixels, config, where),
+    )
     case = Case(
-        teacher=_subject(teacher, f"teacher {teacher.name}"),
+        teacher=_subject(teacher, name),
         distilled=students["distilled"],
         independent=students["independent"],
-        images=images.gather(torch.arange(len(images))),
+        images=pixels,
         labels=images.labels,
         class_names=images.class_names,
         method=chosen.method,
         quick=quick,
         batch_size=config.train.eval_batch_size,
-        device=pick_device(device),
+        device=where,
         positions=positions,
         given=given,
         controls=students["controls"],
+        background=background,
     )
     facts: dict[str, object] = {
         "controls": hashes.pop("controls"),
+        "method": chosen.method,
+        "num_images": len(images),
         "students": hashes,
         "teacher": summary.teacher_hash,
         "images": images.fingerprint(),
@@ -267,6 +324,53 @@ def _open_case(
         "code": [sources_hash(), source_hash("limbeck.analysis")],
     }
     return case, facts
+
+
+def _sample(images: ImageSource, count: int) -> ImageSource:
+    """All of them, or as many as asked for, drawn; in their order."""
+    if len(images) <= count:
+        return images
+    drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return images.subset(drawn[:count].sort().values)
+
+
+def _facts(run: Path, typed: Collection[str]) -> RunFacts:
+    """What a run left beside its last weights."""
+    summary = read_summary(run)
+    epochs = past_epochs(run)
+    kept = [
+        Snapshot(epoch, False, partial(load_checkpoint, run, path, typed=typed))
+        for epoch, path in checkpoints(run).items()
+    ]
+    best = best_epoch(run)
+    if best is not None:
+        kept.append(Snapshot(best, True, partial(_best, run, typed)))
+    return RunFacts(
+        seconds=summary.seconds,
+        teacher_seconds=summary.teacher_seconds,
+        images_per_second=summary.inference_images_per_second,
+        epochs=[
+            Epoch(epoch.number, epoch.top1, epoch.loss)
+            for epoch in epochs
+            if epoch.top1 is not None and epoch.loss is not None
+        ],
+        snapshots=kept,
+    )
+
+
+def _best(run: Path, typed: Collection[str]) -> nn.Module:
+    return load_student(run, best=True, typed=typed)[0].network
+
+
+def _stretches(
+    named: NamedNetwork, images: torch.Tensor, config: RunConfig, device: torch.device
+) -> list[Stretch]:
+    """The profile that ``limbeck inspect --lipschitz`` shows."""
+    batches = (part.float() / 255 for part in images.split(config.train.eval_batch_size))
+    return [
+        Stretch(f"{part.first} to {part.second}", part.sigma_mean, part.log10_layer_product)
+        for part in lipschitz_profile(named, batches, device=device).parts
+    ]
 
 
 def _subject(named: NamedNetwork, name: str) -> Subject:

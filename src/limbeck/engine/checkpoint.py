@@ -83,6 +83,14 @@ class CheckpointStore:
             shutil.rmtree(other)
         return final
 
+    def load(self, path: Path) -> dict[str, Any]:
+        """One of :meth:`paths`.
+
+        Raises:
+            CheckpointError: if it is not whole.
+        """
+        return _read(path)
+
     def load_newest(self) -> tuple[dict[str, Any], list[str]]:
         """The newest checkpoint that is whole, and what was wrong with newer ones.
 

@@ -189,7 +189,7 @@ def curves_svg(rows: Sequence[Curves], *, baseline: Curves | None, ylabel: str) 
     return _panels_svg("epochs", rows, paint, xlabel="epoch", ylabel=ylabel)
 
 
-def reliability_svg(rows: Sequence[Reliable]) -> str:
+def reliability_svg(rows: Sequence[Reliable], *, name: str = "calibration") -> str:
     """Accuracy over confidence, a panel for each row: as large as the images of a bin are many."""
 
     def paint(axes: Axes, row: Reliable) -> None:
@@ -208,7 +208,7 @@ def reliability_svg(rows: Sequence[Reliable]) -> str:
             axis.set_major_locator(MaxNLocator(nbins=5))
 
     return _panels_svg(
-        "calibration", rows, paint, xlabel="confidence, %", ylabel="accuracy, %", panel_height=1.75
+        name, rows, paint, xlabel="confidence, %", ylabel="accuracy, %", panel_height=1.75
     )
 
 

@@ -65,7 +65,9 @@ def _measure(case: Case) -> Measured:
 
 def _both_wrong(case: Case) -> tuple[tuple[str, ...], ...]:
     theirs, label = case.answers(case.teacher).argmax(axis=1), case.labels.numpy()
-    rows: list[tuple[str, ...]] = [("student", "seed", "both wrong", "the same wrong class", "rate")]
+    rows: list[tuple[str, ...]] = [
+        ("student", "seed", "both wrong", "the same wrong class", "rate")
+    ]
     for kind, students in (("distilled", case.distilled), ("independent", case.independent)):
         for seed, student in students.items():
             ours = case.answers(student).argmax(axis=1)

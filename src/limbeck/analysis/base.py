@@ -9,7 +9,7 @@ S seeds, n items (images, planes, pairs), N images, B of a batch, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -217,12 +217,16 @@ class Case:
         network = subject.answering().to(self.device)
         answers = []
         with torch.no_grad():
-            for start in range(0, len(images), self.batch_size):
-                part = self.unit(images[start : start + self.batch_size])
-                answers.append(network(part).float().cpu())
+            for part in self.batches(images):
+                answers.append(network(self.unit(part)).float().cpu())
                 self.tick()
         logits: NDArray[np.float32] = torch.cat(answers).numpy()
         return logits
+
+    def batches(self, values: Tensor) -> Iterator[Tensor]:
+        """Of images or labels, in their order."""
+        for start in range(0, len(values), self.batch_size):
+            yield values[start : start + self.batch_size]
 
     def unit(self, images: Tensor) -> Tensor:
         """On the device, floating, in [0, 1]."""

@@ -71,7 +71,7 @@ def _measure(case: Case) -> Measured:
         found: NDArray[np.float64] = np.abs(ours - theirs)
         return found
 
-    rows = [IMAGES_HEADING]
+    rows: list[tuple[str, ...]] = [IMAGES_HEADING]
     for name, score, form in _SCORES:
 
         def value(subject: Subject, at: NDArray[np.int64], score: Score = score) -> float:
@@ -87,7 +87,9 @@ def _measure(case: Case) -> Measured:
         Reliable(label="distilled", kind="output", bins=bins(*case.distilled.values())),
         Reliable(label="independent", kind="none", bins=bins(*case.independent.values())),
     ]
-    errors = ", ".join(f"{name} {cell}" for name, cell in zip(IMAGES_HEADING[1:4], rows[1][1:4]))
+    errors = ", ".join(
+        f"{name} {cell}" for name, cell in zip(IMAGES_HEADING[1:4], rows[1][1:4], strict=True)
+    )
     return Measured(
         readings=(
             case.reading("confidence away from the teacher's", "images", distance, nearer="lower"),

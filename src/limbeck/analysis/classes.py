@@ -48,7 +48,9 @@ def class_means(
     return found
 
 
-def rank_correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+def rank_correlation(
+    first: NDArray[np.float64], second: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Spearman's, along the last axis: ``(..., n)`` to ``(...)``; 0 where all ranks are tied."""
     ranks = [rankdata(values, axis=-1) for values in (first, second)]
     x, y = (values - values.mean(axis=-1, keepdims=True) for values in ranks)
@@ -79,14 +81,18 @@ def _measure(case: Case) -> Measured:
 
     def confusion(subject: Subject) -> NDArray[np.float64]:
         p = softmax(case.answers(subject)[known].astype(np.float64), axis=1)
-        return class_means(p, label, num_classes)[present]
+        found: NDArray[np.float64] = class_means(p, label, num_classes)[present]
+        return found
 
     def logits(subject: Subject) -> NDArray[np.float64]:
         z = case.answers(subject)[known].astype(np.float64)
-        return class_means(z - z.mean(axis=1, keepdims=True), label, num_classes)[present]
+        z -= z.mean(axis=1, keepdims=True)
+        found: NDArray[np.float64] = class_means(z, label, num_classes)[present]
+        return found
 
     def wrong(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        return rows[apart].reshape(len(present), num_classes - 1)
+        found: NDArray[np.float64] = rows[apart].reshape(len(present), num_classes - 1)
+        return found
 
     teacher_confusion, teacher_logits = confusion(case.teacher), logits(case.teacher)
 
@@ -98,7 +104,9 @@ def _measure(case: Case) -> Measured:
 
     def accuracy(subject: Subject) -> NDArray[np.float64]:
         hits = case.answers(subject)[known].argmax(axis=1) == label
-        return class_means(hits[:, None].astype(np.float64), label, num_classes)[present, 0]
+        rows = class_means(hits[:, None].astype(np.float64), label, num_classes)
+        found: NDArray[np.float64] = rows[present, 0]
+        return found
 
     confusable = 1 - teacher_confusion[np.arange(len(present)), present]
     return Measured(
@@ -120,9 +128,7 @@ def _measure(case: Case) -> Measured:
         ),
         pictures=(_picture(case, teacher_confusion, apart, apart_by),),
         tables={
-            "Do the classes gain that the teacher confuses?": _transfer(
-                case, accuracy, confusable
-            ),
+            "Do the classes gain that the teacher confuses?": _transfer(case, accuracy, confusable),
             "Classes, by gain": _table(case, present, teacher_confusion, accuracy),
         },
         notes=(

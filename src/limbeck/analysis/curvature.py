@@ -40,7 +40,7 @@ def hessian_product(
 
     def product(vector: Tensor) -> Tensor:
         at = [weight.detach().requires_grad_() for weight in weights]
-        parts = vector.split([weight.numel() for weight in at])
+        parts = torch.split(vector, [weight.numel() for weight in at])
         total = torch.zeros_like(vector)
         for loss in losses:
             gradients = torch.autograd.grad(loss(at), at, create_graph=True)

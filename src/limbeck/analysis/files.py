@@ -14,9 +14,7 @@ import numpy as np
 
 from limbeck.analysis.base import Contrast, Finding, Reading
 
-__all__ = ["CASE_FILE", "fingerprint", "is_finished", "write_case", "write_finding"]
-
-CASE_FILE = "case.json"
+__all__ = ["fingerprint", "is_finished", "write_finding"]
 
 
 def fingerprint(path: Path | None) -> str | None:
@@ -34,13 +32,22 @@ def fingerprint(path: Path | None) -> str | None:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def write_finding(finding: Finding, folder: Path, *, inputs: str) -> Path:
+def write_finding(
+    finding: Finding,
+    folder: Path,
+    *,
+    inputs: str,
+    about: Mapping[str, Any] | None = None,
+    place: int = 0,
+) -> Path:
     """Write ``KEY.json``, after its pictures, so that a finding is there whole or not at all.
 
     Args:
         finding: from :func:`~limbeck.analysis.base.examine`.
         folder: made if it is not there.
         inputs: a hash of what it was asked of; see :func:`is_finished`.
+        about: the same to read: the hashes of networks and images, their number, and the like.
+        place: in the order of the report.
 
     Returns:
         The JSON file.
@@ -59,7 +66,9 @@ def write_finding(finding: Finding, folder: Path, *, inputs: str) -> Path:
         "title": experiment.title,
         "question": experiment.question,
         "source": experiment.source,
+        "place": place,
         "inputs": inputs,
+        "about": dict(about or {}),
         "skipped": finding.skipped,
         "seconds": round(finding.seconds, 3),
         "readings": [],
@@ -75,19 +84,6 @@ def write_finding(finding: Finding, folder: Path, *, inputs: str) -> Path:
         values["settings"] = dict(measured.settings)
     path = folder / f"{experiment.key}.json"
     _replace(path, json.dumps(values, indent=1, allow_nan=False).encode())
-    return path
-
-
-def write_case(folder: Path, values: Mapping[str, Any]) -> Path:
-    """Write ``case.json``: whom the findings beside it are of.
-
-    Args:
-        folder: made if it is not there.
-        values: JSON's.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / CASE_FILE
-    _replace(path, json.dumps(dict(values), indent=1).encode())
     return path
 
 

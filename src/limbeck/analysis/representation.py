@@ -70,7 +70,7 @@ def layer_similarities(case: Case) -> dict[int, Similarity]:
     """
     count = _QUICK_IMAGES if case.quick else _IMAGES
     images = case.images[torch.from_numpy(case.sample(count, "representation"))]
-    parts = [part for part in images.split(case.batch_size) if len(part) >= _FEWEST]
+    parts = [part for part in case.batches(images) if len(part) >= _FEWEST]
     if not parts:
         raise NotApplicableError(
             f"debiased CKA needs batches of {_FEWEST} images or more; there are {len(images)} "

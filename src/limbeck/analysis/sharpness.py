@@ -41,7 +41,6 @@ _DIRECTIONS = 10
 _RHO = 0.05
 _PROBES = 10
 _TINY = 1e-10  # a filter of no length stays where it is
-_WORDS = ("flatter", "sharper")
 
 
 def filter_normalised(weights: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
@@ -74,9 +73,7 @@ class _Loss:
         self.network = subject.answering().to(case.device)
         self.names = [name for name, _ in self.network.named_parameters()]
         self.weights = [weight.detach() for weight in self.network.parameters()]
-        self.batches = list(
-            zip(images.split(case.batch_size), labels.split(case.batch_size), strict=True)
-        )
+        self.batches = list(zip(case.batches(images), case.batches(labels), strict=True))
         self.count = len(images)
         self.case = case
 
@@ -143,7 +140,7 @@ def margin_gradients(case: Case, subject: Subject, images: Tensor) -> NDArray[np
     """
     network = subject.answering().to(case.device)
     found = []
-    for part in images.split(case.batch_size):
+    for part in case.batches(images):
         at = case.unit(part).detach().clone().requires_grad_()
         best, second = network(at).topk(2, dim=1).values.unbind(dim=1)
         (gradient,) = torch.autograd.grad((best - second).sum(), at)
@@ -201,7 +198,12 @@ def _measure(case: Case) -> Measured:
     images, labels = case.images[chosen[order]], case.labels[chosen[order]]
     found = {id(subject): _examine(case, subject, images, labels) for subject in case.subjects}
 
-    def reading(name: str, items: str, value: Callable[[_Found], NDArray[np.float64]]) -> Reading:
+    def reading(
+        name: str,
+        items: str,
+        value: Callable[[_Found], NDArray[np.float64]],
+        words: tuple[str, str] = ("flatter", "sharper"),
+    ) -> Reading:
         return case.reading(
             name,
             items,
@@ -209,31 +211,30 @@ def _measure(case: Case) -> Measured:
             unit="1",
             nearer="lower",
             teacher=float(value(found[id(case.teacher)]).mean()),
-            words=_WORDS,
+            words=words,
         )
 
-    scalars = [HEADING]
-    for name, value, form in (
-        ("top eigenvalue of the Hessian", lambda one: one.top, ".3g"),
-        ("trace of the Hessian", lambda one: float(one.traces.mean()), ".4g"),
-        ("loss, nats", lambda one: float(one.clean.mean()), ".3f"),
-        *(
-            (f"rise of the loss at {a:g}, nats", lambda one, a=a: float(one.rises[a].mean()), ".3f")
-            for a in _STRENGTHS
-        ),
-    ):
-        distilled, independent = by_student(case, lambda s, v=value: v(found[id(s)]))  # type: ignore[misc]
+    scalars: list[tuple[str, ...]] = [HEADING]
+
+    def add(name: str, value: Callable[[_Found], float], form: str) -> None:
+        distilled, independent = by_student(case, lambda student: value(found[id(student)]))
+        teacher = value(found[id(case.teacher)])
         scalars.append(
             scalar_row(
-                name,
-                teacher=value(found[id(case.teacher)]),
-                distilled=distilled,
-                independent=independent,
-                form=form,
+                name, teacher=teacher, distilled=distilled, independent=independent, form=form
             )
         )
-    tables = {"Curvature and loss": tuple(scalars)}
-    tables |= _stretches(case)
+
+    add("top eigenvalue of the Hessian", lambda one: one.top, ".3g")
+    add("trace of the Hessian", lambda one: float(one.traces.mean()), ".4g")
+    add("loss, nats", lambda one: float(one.clean.mean()), ".3f")
+    for strength in _STRENGTHS:
+        add(
+            f"rise of the loss at {strength:g}, nats",
+            lambda one, at=strength: float(one.rises[at].mean()),  # type: ignore[misc]
+            ".3f",
+        )
+    tables = {"Curvature and loss": tuple(scalars), **_stretches(case)}
     return Measured(
         readings=(
             reading(
@@ -244,7 +245,10 @@ def _measure(case: Case) -> Measured:
             reading("rise of the loss up the gradient (SAM)", "images", lambda one: one.sam),
             reading("trace of the Hessian", "probes", lambda one: one.traces),
             reading(
-                "slope of the margin over the image", "images", lambda one: one.margin
+                "slope of the margin over the image",
+                "images",
+                lambda one: one.margin,
+                ("smoother", "steeper"),
             ),
         ),
         tables=tables,

@@ -26,7 +26,7 @@ from limbeck.analysis.base import (
 )
 from limbeck.analysis.drawing import Panel, lines_svg
 from limbeck.metrics.calibration import expected_calibration_error
-from limbeck.metrics.fidelity import agreement, kl_from_teacher
+from limbeck.metrics.fidelity import kl_from_teacher
 from limbeck.metrics.scores import top_k_accuracy
 
 __all__ = ["TRAINING"]
@@ -168,23 +168,14 @@ def _table(points: Mapping[str, Mapping[int, Sequence[_Point]]]) -> tuple[tuple[
             groups.append((f"best on validation ({span})", list(best.values())))
         groups.append(("last", [found[-1] for found in by_seed.values()]))
         for name, group in groups:
-            means = [
-                float(np.mean([value(point) for point in group]))
-                for value in (
-                    lambda point: point.top1,
-                    lambda point: point.agrees.mean(),
-                    lambda point: point.divergence,
-                    lambda point: point.ece,
-                )
-            ]
             rows.append(
                 (
                     kind,
                     name,
-                    f"{means[0]:.1%}",
-                    f"{means[1]:.1%}",
-                    f"{means[2]:.3f}",
-                    f"{means[3]:.1%}",
+                    f"{np.mean([point.top1 for point in group]):.1%}",
+                    f"{np.mean([point.agrees.mean() for point in group]):.1%}",
+                    f"{np.mean([point.divergence for point in group]):.3f}",
+                    f"{np.mean([point.ece for point in group]):.1%}",
                 )
             )
     return tuple(rows)

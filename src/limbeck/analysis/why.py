@@ -102,7 +102,11 @@ def _measure(case: Case) -> Measured:
 Value = Callable[[Subject], NDArray[np.bool_]]
 
 
-def _mean(students: Mapping[int, Subject], value: Callable[[Subject], NDArray[np.generic]]) -> float:
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _mean(students: Mapping[int, Subject], value: Value) -> float:
     return float(np.mean([np.mean(value(student)) for student in students.values()]))
 
 
@@ -159,11 +163,11 @@ def _capacity(case: Case, agrees: Callable[[Subject, str], NDArray[np.bool_]]) -
     if case.background is not None:
         follows = _mean(case.distilled, lambda student: agrees(student, "train"))
         meaning += (
-            f" Here the student does follow it, on {follows:.1%} of training images: the gap is "
-            "not what stands in the way."
+            f" Here the student does follow it, on {_percent(follows)} of training images: the gap "
+            "is not what stands in the way."
             if follows >= _FOLLOWS
-            else f" Here the student follows it on {follows:.1%} of training images; a wide gap, "
-            "short training or strong regularisation would each look like this."
+            else f" Here the student follows it on {_percent(follows)} of training images; a wide "
+            "gap, short training or strong regularisation would each look like this."
         )
     return _Line(
         "capacity gap",
@@ -178,7 +182,10 @@ def _teacher_accuracy(case: Case, correct: Value) -> _Line:
     teacher = float(correct(case.teacher).mean())
     ours, theirs = _mean(case.distilled, correct), _mean(case.independent, correct)
     room = teacher - theirs
-    here = f"{teacher:.1%}; the independent student {theirs:.1%}, the distilled one {ours:.1%}"
+    here = (
+        f"{_percent(teacher)}; the independent student {_percent(theirs)}, the distilled one "
+        f"{_percent(ours)}"
+    )
     if room <= 0:
         return _Line(
             "the teacher's accuracy",
@@ -211,7 +218,8 @@ def _teacher_calibration(case: Case, known: NDArray[np.bool_]) -> _Line:
     better = "better" if teacher < theirs else "no better"
     return _Line(
         "the teacher's calibration",
-        f"expected calibration error {teacher:.1%}; independent {theirs:.1%}, distilled {ours:.1%}",
+        f"expected calibration error {_percent(teacher)}; independent {_percent(theirs)}, "
+        f"distilled {_percent(ours)}",
         "What helps a student is how near the teacher's probabilities are to the true ones, more "
         f"than its accuracy. This teacher is {better} calibrated than the independent student.",
         "Menon et al. 2021, https://arxiv.org/abs/2005.10419",
@@ -230,17 +238,18 @@ def _softness(case: Case, background: Background) -> _Line:
     )
     return _Line(
         "the teacher's softness",
-        f"{beside:.2%} of its probability beside its answer, mean over training images",
+        f"{100 * beside:.2f} % of its probability beside its answer, mean over training images",
         meaning,
         "Hinton et al. 2015, https://arxiv.org/abs/1503.02531",
     )
 
 
-def _fidelity(
-    case: Case, agrees: Callable[..., NDArray[np.bool_]], *, trained: bool
-) -> _Line:
+def _fidelity(case: Case, agrees: Callable[..., NDArray[np.bool_]], *, trained: bool) -> _Line:
     test = {kind: _mean(getattr(case, kind), agrees) for kind in ("distilled", "independent")}
-    here = f"test images: distilled {test['distilled']:.1%}, independent {test['independent']:.1%}"
+    here = (
+        f"test images: distilled {_percent(test['distilled'])}, independent "
+        f"{_percent(test['independent'])}"
+    )
     excess = test["distilled"] - test["independent"]
     _, interval = _paired(case, agrees)
     if interval is not None and interval.low > 0:
@@ -258,8 +267,8 @@ def _fidelity(
             for kind in ("distilled", "independent")
         }
         here = (
-            f"training images: distilled {train['distilled']:.1%}, independent "
-            f"{train['independent']:.1%}; {here}"
+            f"training images: distilled {_percent(train['distilled'])}, independent "
+            f"{_percent(train['independent'])}; {here}"
         )
         gap = train["distilled"] - test["distilled"]
         if train["distilled"] < _FOLLOWS:
@@ -297,7 +306,7 @@ def _errors(case: Case, known: NDArray[np.bool_], label: NDArray[np.int64]) -> _
 
     counts = {kind: among(getattr(case, kind)) for kind in ("distilled", "independent")}
     here = "; ".join(
-        f"{kind} {same} of {both}" + (f" ({same / both:.0%})" if both else "")
+        f"{kind} {same} of {both}" + (f" ({100 * same / both:.0f} %)" if both else "")
         for kind, (both, same) in counts.items()
     )
     if min(both for both, _ in counts.values()) < _FEW_ERRORS:
@@ -355,9 +364,7 @@ def _labels(case: Case, background: Background) -> _Line:
             "student could not learn from: part of any gain is that."
         )
     else:
-        meaning = (
-            "Every image has its label: the teacher can add only what the labels do not say."
-        )
+        meaning = "Every image has its label: the teacher can add only what the labels do not say."
     return _Line(
         "label scarcity", here, meaning, "Chen et al. 2020, https://arxiv.org/abs/2006.10029"
     )
@@ -379,7 +386,7 @@ def _cost(background: Background) -> list[_Line]:
     if theirs > 0:
         here += f": {ours / theirs:.1f} times"
     if passes and ours > 0:
-        here += f"; {float(np.mean(passes)) / ours:.0%} of it in the teacher"
+        here += f"; {100 * float(np.mean(passes)) / ours:.0f} % of it in the teacher"
     return [
         _Line(
             "cost",

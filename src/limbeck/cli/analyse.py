@@ -18,7 +18,7 @@ from torch import nn
 from limbeck.analysis import EXPERIMENTS
 from limbeck.analysis.background import Background, Epoch, RunFacts, Snapshot, Stretch
 from limbeck.analysis.base import Case, Experiment, Finding, Given, Subject, examine
-from limbeck.analysis.files import fingerprint, is_finished, write_case, write_finding
+from limbeck.analysis.files import fingerprint, is_finished, write_finding
 from limbeck.cli.observer import observing
 from limbeck.cli.terminal import duration, make_console, printable, printable_lines
 from limbeck.core.errors import DataError, RunFolderError, UnknownNameError
@@ -99,7 +99,6 @@ def analyse_runs(
     case, facts = _open_case(
         chosen, typed=typed, device=device, quick=quick, num_images=wanted_images, given=given
     )
-    write_case(folder, facts)
     console = make_console(quiet=quiet or as_json)
     case.tell = lambda line: console.print(printable(line), style="dim")
     console.print(
@@ -124,7 +123,13 @@ def analyse_runs(
                     "on from there"
                 )
                 raise
-            path = write_finding(finding, folder, inputs=inputs)
+            path = write_finding(
+                finding,
+                folder,
+                inputs=inputs,
+                about=facts,
+                place=list(EXPERIMENTS).index(experiment.key),
+            )
         found = read_json(path)
         if as_json:
             print(json.dumps(found), flush=True)  # noqa: T201
@@ -267,6 +272,7 @@ def _open_case(
             other = read_summary(path)
             card = card or own
             _check_alike(first, card, summary, path, own, other)
+            _check_teacher(kind, first, summary, path, other)
             name = f"{kind} student, seed {seed}"
             named[name] = network
             students[kind][seed] = _subject(network, name)
@@ -366,9 +372,14 @@ def _stretches(
     named: NamedNetwork, images: torch.Tensor, config: RunConfig, device: torch.device
 ) -> list[Stretch]:
     """The profile that ``limbeck inspect --lipschitz`` shows."""
-    batches = (part.float() / 255 for part in images.split(config.train.eval_batch_size))
+    size = config.train.eval_batch_size
+    batches = (images[at : at + size].float() / 255 for at in range(0, len(images), size))
     return [
-        Stretch(f"{part.first} to {part.second}", part.sigma_mean, part.log10_layer_product)
+        Stretch(
+            f"{part.first} to {part.second}".replace("pre_activation:", ""),
+            part.sigma_mean,
+            part.log10_layer_product,
+        )
         for part in lipschitz_profile(named, batches, device=device).parts
     ]
 
@@ -403,4 +414,21 @@ def _check_alike(
     if differing:
         raise RunFolderError(
             f"{path} cannot be held against {first}; what differs: {', '.join(differing)}"
+        )
+
+
+def _check_teacher(
+    kind: str, first: Path, summary: RunSummary, path: Path, other: RunSummary
+) -> None:
+    """Distilled students have one teacher; what it taught as well is no independent student."""
+    same = summary.teacher_hash == other.teacher_hash
+    if kind == "distilled" and not same:
+        raise RunFolderError(
+            f"{path} cannot be held against {first}; what differs: the teacher. Analyse runs of "
+            "one teacher"
+        )
+    if kind == "independent" and same and other.teacher_hash is not None:
+        raise RunFolderError(
+            f"{path} learnt from the same teacher as {first}, so it is no independent student; "
+            "give a run without the teacher, as `limbeck train` makes it"
         )

@@ -10,6 +10,7 @@ from typing import Any
 from limbeck.reports.compared import Compared, ComparedRow
 from limbeck.reports.comparison import ComparisonRow
 from limbeck.reports.export import comparison_cells
+from limbeck.reports.findings import Findings, read_findings
 from limbeck.reports.layout import Cell, count, isolated
 from limbeck.reports.pictures import Kind
 from limbeck.reports.predictions import Answers, read_answers
@@ -65,6 +66,23 @@ class Evidence:
                 if found is not None:
                     return found
         return None
+
+    @cached_property
+    def findings(self) -> Mapping[str, Findings]:
+        """Label to what ``limbeck analyse`` found of it, of rows that were analysed.
+
+        Raises:
+            RunFolderError: if one of its files is damaged.
+        """
+        base = {} if self.baseline is None else self.compared.records[self.baseline]
+        hashes = {f"independent {seed}": run.student_hash for seed, run in base.items()}
+        found = {}
+        for label, records in self.compared.records.items():
+            own = {f"distilled {seed}": run.student_hash for seed, run in records.items()}
+            findings = read_findings(self.compared.folder / "analysis" / label, hashes | own)
+            if findings.found or findings.stale:
+                found[label] = findings
+        return found
 
     @property
     def rows(self) -> dict[str, ComparisonRow]:

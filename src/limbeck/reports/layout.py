@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -85,14 +86,21 @@ class Picture:
     """A picture as part of a page.
 
     Attributes:
-        svg: an ``<svg>`` element, safe to be put into HTML as it is.
+        svg: an ``<svg>`` element, safe to be put into HTML as it is; or
+        png: the bytes of a PNG. One of the two.
         alt: what it shows, for whoever does not see it.
         caption: how to read it, and of how many it is.
     """
 
-    svg: str
+    svg: str = ""
+    png: bytes = b""
     alt: str
     caption: str
+
+    @property
+    def address(self) -> str:
+        """The PNG as a ``data:`` address."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,21 +111,23 @@ class Section:
         name: its anchor: lower-case letters and hyphens.
         title: its heading.
         text: paragraphs.
-        facts: what and its value, line by line.
+        facts: what and its value; or what and several lines, the first of which counts most.
         items: a list.
         pictures: drawn.
         tables: below these.
         code: text to be read as it stands, such as commands.
+        parts: sections within it, under smaller headings; they have no parts of their own.
     """
 
     name: str
     title: str
     text: tuple[str, ...] = ()
-    facts: tuple[tuple[str, str], ...] = ()
+    facts: tuple[tuple[str, str | tuple[str, ...]], ...] = ()
     items: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
     tables: tuple[Table, ...] = ()
     code: tuple[str, ...] = ()
+    parts: tuple[Section, ...] = ()
 
 
 def count(number: int, what: str) -> str:

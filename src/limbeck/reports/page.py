@@ -16,6 +16,7 @@ from limbeck.reports.answer import answer, basis, question
 from limbeck.reports.behaviour import agreement, calibration, classes
 from limbeck.reports.compared import Compared
 from limbeck.reports.costs import costs, families
+from limbeck.reports.distilled import distilled, why
 from limbeck.reports.embeddings import embeddings
 from limbeck.reports.evidence import Evidence
 from limbeck.reports.export import comparison_csv, comparison_markdown, runs_csv
@@ -30,6 +31,7 @@ __all__ = ["SECTIONS", "report_page"]
 # In the order of the page; one that has nothing to show returns None. A new section is a function
 # and a line here.
 SECTIONS: Final[tuple[Callable[[Evidence], Section | None], ...]] = (
+    why,
     setting,
     overview,
     gains,
@@ -40,6 +42,7 @@ SECTIONS: Final[tuple[Callable[[Evidence], Section | None], ...]] = (
     agreement,
     classes,
     layers,
+    distilled,
     families,
     notices,
     failures,

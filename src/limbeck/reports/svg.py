@@ -13,7 +13,7 @@ import matplotlib.style
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "WIDTH", "draw_svg"]
+__all__ = ["COLOURS", "WIDTH", "checked_svg", "draw_svg"]
 
 WIDTH: Final = 5.0  # inches; narrow, so that the text is still read on a phone
 # By role, from the Okabe-Ito palette, which stays distinct for every common kind of colour
@@ -85,6 +85,49 @@ def draw_svg(name: str, paint: Callable[[Figure], None], *, height: float) -> st
     for child in root:
         _copy(child, made, name, used)
     return ElementTree.tostring(made, encoding="unicode")
+
+
+# What draw_svg writes; a file with anything else is not from it.
+_TAGS = {"svg", "g", "path", "defs", "clipPath", "rect", "use", "text"}
+_OWN_ATTRIBUTES = re.compile(
+    r"viewBox|fill|stroke|(fill|stroke|font|text)-[a-z]+|d|transform|x|y|width|height|id|href"
+    r"|clip-path|opacity"
+)
+_COLOUR = re.compile(r"var\(--[a-z]+\)|currentColor|none")
+_NAME = re.compile(r"#?[\w-]+|url\(#[\w-]+\)")
+
+
+def checked_svg(content: bytes, *, name: str) -> str:
+    """A picture from a file, that :func:`draw_svg` once made, safe to be put into a page.
+
+    Args:
+        content: of the file.
+        name: before its identifiers, so that they are the page's only ones.
+
+    Raises:
+        ValueError: if it is no XML, or holds what :func:`draw_svg` never writes, as scripts,
+            addresses and styles.
+    """
+    try:
+        root = ElementTree.fromstring(content)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"no SVG: {error}") from None
+    for element in root.iter():
+        if element.tag not in _TAGS:
+            raise ValueError(f"a picture of a report has no <{element.tag}>")
+        for key, value in element.attrib.items():
+            wrong = not _OWN_ATTRIBUTES.fullmatch(key)
+            wrong |= key in ("fill", "stroke") and not _COLOUR.fullmatch(value)
+            wrong |= key in ("id", "href", "clip-path") and not _NAME.fullmatch(value)
+            if wrong or (key == "href" and not value.startswith("#")):
+                raise ValueError(f"a picture of a report has no {key}={value!r}")
+            if key == "id":
+                element.set(key, f"{name}-{value}")
+            elif key in ("href", "clip-path"):
+                element.set(key, value.replace("#", f"#{name}-", 1))
+    if root.tag != "svg":
+        raise ValueError(f"a picture begins with <svg>, not <{root.tag}>")
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _copy(

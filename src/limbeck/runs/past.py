@@ -95,9 +95,7 @@ def checkpoints(run: Path) -> dict[float, Path]:
     return dict(sorted(found.items()))
 
 
-def load_checkpoint(
-    run: Path, path: Path, *, typed: Collection[str] = ()
-) -> nn.Module | None:
+def load_checkpoint(run: Path, path: Path, *, typed: Collection[str] = ()) -> nn.Module | None:
     """The student as it was at a checkpoint; None where that is of another network.
 
     Other networks are those of earlier stages. What a method puts behind its student at the end

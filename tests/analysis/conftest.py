@@ -1,5 +1,6 @@
 """Networks with known answers, and a case made of them."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -61,3 +62,33 @@ def images(generator):
 @pytest.fixture
 def labels():
     return torch.arange(30) % 3
+
+
+class Given(nn.Module):
+    """Given logits, image by image: the image's one pixel is its number."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(torch.as_tensor(logits, dtype=torch.float32))
+
+    def forward(self, image):
+        return self.logits[(image.flatten() * 255).round().long()]
+
+
+@pytest.fixture
+def given(make_case):
+    """``given(teacher, distilled, independent, label)``: a case of networks with these logits."""
+
+    def make(teacher, distilled, independent, label, **changes):
+        groups = [
+            [Given(logits) for logits in (group if isinstance(group, list) else [group])]
+            for group in (distilled, independent)
+        ]
+        images = torch.arange(len(label), dtype=torch.uint8).reshape(-1, 1, 1, 1)
+        labels = torch.as_tensor(label)
+        names = tuple("abcdefghijkl"[: np.shape(teacher)[1]])
+        return make_case(
+            Given(teacher), *groups, images, labels, **{"class_names": names, **changes}
+        )
+
+    return make

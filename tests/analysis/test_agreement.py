@@ -67,3 +67,15 @@ def test_a_teacher_without_an_error_leaves_no_errors_to_repeat():
 def test_a_teacher_of_one_answer_says_nothing():
     with pytest.raises(NotApplicableError, match="every image the answer 'c'"):
         FIDELITY.measure(case(teacher=np.eye(4)[np.full(12, 2)]))
+
+
+def test_the_same_wrong_class_is_counted_where_both_are_wrong():
+    (table,) = FIDELITY.measure(case(independent=TEACHER)).tables.values()
+    ours, theirs = STUDENT.argmax(axis=1), TEACHER.argmax(axis=1)
+    both = [i for i in range(12) if ours[i] != LABEL[i] and theirs[i] != LABEL[i]]
+    same = sum(ours[i] == theirs[i] for i in both)
+    errors = sum(theirs != LABEL)
+    assert table[1:] == (
+        ("distilled", "0", str(len(both)), str(same), f"{same / len(both):.1%}"),
+        ("independent", "0", str(errors), str(errors), "100.0%"),
+    )

@@ -246,3 +246,19 @@ def test_who_was_taught_otherwise_is_called_so():
     values = reading({0: [1.0, 0.5]}, {0: [0.0, 0.0]}, pupil="student of noise targets")
     found = contrast(values, generator=np.random.default_rng(0))
     assert found.sentence.startswith("The student of noise targets is further from the teacher")
+
+
+def test_a_reading_may_have_words_of_its_own():
+    values = {0: [1.0, 1.0], 1: [1.0, 1.0]}, {0: [0.0, 0.0], 1: [0.0, 0.0]}
+    found = contrast(
+        reading(*values, nearer="lower", words=("flatter", "sharper")),
+        generator=np.random.default_rng(0),
+    )
+    assert found.sentence.startswith("The distilled student is flatter: ")
+
+
+def test_every_batch_is_told():
+    made, ticks = case(), []
+    made.tick = lambda: ticks.append(1)
+    made.answers(made.teacher)
+    assert len(ticks) == 2  # six images, four a batch

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from limbeck.analysis.drawing import panel, panels_png
+from limbeck.analysis.drawing import Panel, lines_svg, panel, panels_png
 
 
 def drawn(png):
@@ -59,3 +59,22 @@ def test_an_image_becomes_a_panel_of_one_channel_or_three():
     np.testing.assert_allclose(panel(grey), [[0, 1], [0.2, 0.4]], rtol=1e-6)
     colour = torch.rand(3, 2, 5)
     np.testing.assert_allclose(panel(colour)[1, 4], colour[:, 1, 4])
+
+
+def test_lines_have_a_thin_one_for_each_seed_and_a_thick_mean_of_what_all_have():
+    runs = {
+        "distilled": [[(1, 2.0), (2, 4.0), (3, 9.0)], [(1, 4.0), (2, 6.0)]],
+        "independent": [[(1, 1.0), (2, 1.0)]],
+    }
+    svg = lines_svg("a", [Panel(title="loss", lines=runs)] * 3, xlabel="epoch")
+    assert svg.startswith("<svg")
+    assert svg.count(">loss<") == svg.count(">epoch<") == 3
+    assert svg.count('stroke-width="0.6"') == 3 * 3
+    assert svg.count('stroke-width="1.8"') == 3 * 2
+
+
+def test_a_logarithmic_panel_has_plain_numbers():
+    panel = Panel(title="loss", lines={"distilled": [[(1, 0.1), (2, 10.0)]]}, log=True)
+    svg = lines_svg("a", [panel], xlabel="epoch")
+    assert ">0.10<" in svg
+    assert "$" not in svg

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from limbeck.analysis import EXPERIMENTS
 from limbeck.analysis.base import Experiment, NotApplicableError
 from limbeck.data import load_digits
 
@@ -190,3 +191,78 @@ def test_a_control_that_was_trained_otherwise_is_refused(limbeck, compared, tmp_
     answer = limbeck("analyse", compared, "--out", tmp_path, "--soft-label-control")
     assert answer.code == 2
     assert "holds a control trained otherwise: method.name" in answer.err
+
+
+def test_every_quick_question_is_answered_and_the_report_shows_them(limbeck, compared):
+    answer = limbeck("analyse", compared, "--quick", "--images", "60", "--json")
+    assert answer.code == 0, answer.err
+    found = {one["key"]: one for one in lines(answer)}
+    assert list(found) == [key for key, e in EXPERIMENTS.items() if e.quick]
+    assert next(iter(found)) == "why"
+    assert [one["place"] for one in found.values()] == sorted(
+        one["place"] for one in found.values()
+    )
+    assert found["why"]["about"]["num_images"] == 60
+    training = found["training"]["tables"]["Kept networks against the teacher, means over seeds"]
+    assert {row[0] for row in training[1:]} == {"distilled", "independent"}
+    usual = found["why"]["tables"]["What the numbers usually mean"]
+    assert any(row[0] == "cost" for row in usual)
+    page = compared / "page.html"
+    assert limbeck("report", compared, "--output", page).code == 0
+    text = page.read_text()
+    assert text.index('id="why"') < text.index('id="setting"') < text.index('id="distilled"')
+    assert len(text) < 8_000_000
+
+
+def test_an_interrupted_analysis_goes_on_from_what_it_has(limbeck, compared, tmp_path, monkeypatch):
+    asked = []
+
+    def measure(case):
+        asked.append(case)
+        raise NotApplicableError("nothing to say")
+
+    def stop(case):
+        raise KeyboardInterrupt
+
+    def experiments(second):
+        return {
+            key: Experiment(key=key, title=key, question="q?", source="s", measure=m, quick=True)
+            for key, m in (("first", measure), ("second", second))
+        }
+
+    monkeypatch.setattr("limbeck.cli.analyse.EXPERIMENTS", experiments(stop))
+    answer = limbeck("analyse", compared, "--out", tmp_path, "--images", 50)
+    assert answer.code == 130
+    assert "1 of 2 are answered and kept" in answer.out
+    monkeypatch.setattr("limbeck.cli.analyse.EXPERIMENTS", experiments(measure))
+    assert limbeck("analyse", compared, "--out", tmp_path, "--images", 50).code == 0
+    assert len(asked) == 2
+
+
+def test_what_the_same_teacher_taught_is_no_independent_student(limbeck, compared):
+    runs = compared / "runs"
+    answer = limbeck("analyse", runs / "kd-seed0", "--independent", runs / "kd-seed1")
+    assert answer.code == 2
+    assert "learnt from the same teacher" in answer.err
+
+
+def test_students_of_two_teachers_are_not_one_row(limbeck, compared, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(compared, copy)
+    summary = copy / "runs" / "kd-seed1" / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"teacher_hash": "other"}))
+    answer = limbeck("analyse", copy)
+    assert answer.code == 2
+    assert "what differs: the teacher" in answer.err
+
+
+def test_students_of_other_test_images_are_refused(limbeck, runs, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(runs / "teacher", copy)
+    summary = copy / "summary.json"
+    values = json.loads(summary.read_text())
+    values["split_hashes"]["test"] = "other"
+    summary.write_text(json.dumps(values))
+    answer = limbeck("analyse", runs / "student", "--independent", copy)
+    assert answer.code == 2
+    assert "the test images" in answer.err

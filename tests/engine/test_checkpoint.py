@@ -54,6 +54,16 @@ def test_the_oldest_go_and_the_newest_is_read(tmp_path):
     assert store.load_newest()[0]["weights"]["a"][0, 0] == 30
 
 
+def test_any_that_is_kept_can_be_read(tmp_path):
+    store = CheckpointStore(tmp_path, keep=3)
+    for step in (1, 2):
+        store.save(step, state(float(step)))
+    assert equal(store.load(store.paths()[0]), state(1.0))
+    (store.paths()[0] / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="damaged"):
+        store.load(store.paths()[0])
+
+
 def damage(path, how):
     data = bytearray(path.read_bytes())
     match how:

@@ -10,6 +10,8 @@ from safetensors.numpy import save_file
 from limbeck.metrics.scorecard import scorecard
 from limbeck.reports.compared import read_comparison
 from limbeck.reports.evidence import Evidence
+from limbeck.reports.svg import draw_svg
+from limbeck.reports.table import printable
 
 
 def _score(top1):
@@ -258,3 +260,80 @@ def drawn(monkeypatch):
         Figure, "add_subplot", lambda self, *args: made.append(plain(self, *args)) or made[-1]
     )
     return made
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"pixels"
+
+
+@pytest.fixture
+def write_finding():
+    """``write_finding(folder, label, key, ...)``: one experiment's files."""
+    return _write_finding
+
+
+@pytest.fixture(scope="session")
+def write_finding_once():
+    """The same, for what several tests only read."""
+    return _write_finding
+
+
+def _write_finding(folder, label, key, *, text="", readings=None, students=(), **fields):
+    """With one text wherever a name or a sentence stands."""
+    place = folder / "analysis" / label
+    place.mkdir(parents=True, exist_ok=True)
+    reading = {
+        "name": f"agreement {text}",
+        "items": f"images {text}",
+        "unit": "fraction",
+        "nearer": "higher",
+        "words": ["nearer to its teacher", "further from its teacher"],
+        "chance": None,
+        "teacher": 0.9,
+        "independent_by_seed": {"0": 0.5},
+        "distilled_by_seed": {"0": 0.75},
+        "independent": 0.5,
+        "distilled": 0.75,
+        "difference": 0.25,
+        "seed_interval": [0.125, 0.375],
+        "item_interval": [0.2, 0.3],
+        "num_seeds": 3,
+        "num_items": 120,
+        "verdict": "nearer",
+        "sentence": f"The student is nearer. {text}",
+    }
+    pictures = []
+    if key != "why":
+        svg = draw_svg(
+            "drawn", lambda figure: figure.add_subplot().set_title(printable(text)), height=1
+        )
+        for name, content in (("drawn.svg", svg.encode()), ("shot.png", PNG)):
+            (place / f"{key}-{name}").write_bytes(content)
+            words = {
+                "caption": f"A picture. {text}",
+                "alt": f"A picture in a good many words {text}.",
+            }
+            pictures.append({"file": f"{key}-{name}", **words})
+    values = {
+        "key": key,
+        "title": f"Title of {key} {text}",
+        "question": f"Is it so? {text}",
+        "source": f"https://example.org {text}",
+        "place": {"why": 0}.get(key, 1),
+        "inputs": "hash",
+        "about": {"students": dict(students), "num_images": 120, "quick": True, "method": label},
+        "skipped": None,
+        "seconds": 1.0,
+        "readings": [reading | one for one in ([{}] if readings is None else readings)],
+        "pictures": pictures,
+        "tables": {
+            f"A table {text}": [
+                ["what", "here", "what it usually means", "source"],
+                [f"capacity {text}", f"12 {text}", f"It is large. {text}", f"Somebody {text}"],
+            ]
+        },
+        "notes": [f"A note. {text}"],
+        "settings": {"epsilon": [0.01, 0.03]},
+    }
+    path = place / f"{key}.json"
+    path.write_text(json.dumps(values | fields))
+    return path

@@ -12,6 +12,7 @@ from limbeck.reports.compared import read_comparison
 from limbeck.reports.export import comparison_csv, comparison_markdown, runs_csv
 from limbeck.reports.page import SECTIONS, report_page
 
+PNG = b"\x89PNG\r\n\x1a\n" + b"pixels"
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -29,12 +30,15 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
         self.open, self.structure, self.attributes, self.text, self.raw = [], [], [], "", {}
+        self.images = []
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag, attributes):
         self.structure.append((len(self.open), tag, tuple(name for name, _ in attributes)))
         self.attributes += [(tag, name, value) for name, value in attributes]
+        if tag == "img":
+            self.images.append(attributes)
         if tag not in VOID:
             self.open.append(tag)
 
@@ -88,7 +92,7 @@ def page(full):
     return found
 
 
-def poisoned(write_full, text, *, name="comparison"):
+def poisoned(write_full, write_finding, text, *, name="comparison"):
     """A comparison with one text wherever a name or a sentence comes from a file."""
     hits = {
         "ce": {0: 78, 1: 81, 2: 84},
@@ -112,20 +116,23 @@ def poisoned(write_full, text, *, name="comparison"):
     record = json.loads((folder / "comparison.json").read_text())
     record["settings"]["shared"] = {"data": {"dataset": text}, "student": {"name": text}}
     (folder / "comparison.json").write_text(json.dumps(record))
+    for label, key in (("kd", "why"), ("kd", "fidelity"), ("fitnet", "fidelity")):
+        write_finding(folder, label, key, text=text)
     return folder
 
 
 @pytest.fixture(scope="module")
-def harmless(write_full_once):
+def harmless(write_full_once, write_finding_once):
     """The structure of a page of harmless names."""
-    return Page(page_of(poisoned(write_full_once, "name", name="harmless"))).structure
+    folder = poisoned(write_full_once, write_finding_once, "name", name="harmless")
+    return Page(page_of(folder)).structure
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_name_changes_the_pages_structure_and_each_is_read_as_it_stands(
-    write_full, harmless, text
+    write_full, write_finding, harmless, text
 ):
-    found = page_of(poisoned(write_full, text))
+    found = page_of(poisoned(write_full, write_finding, text))
     page = Page(found)
     assert not page.open
     assert page.structure == harmless
@@ -133,6 +140,19 @@ def test_no_name_changes_the_pages_structure_and_each_is_read_as_it_stands(
     assert page.text.count(shown) > 20
     isolates = {"\u2068", "\u2069"}
     assert {c for c in found if not c.isprintable()} <= {"\n", *isolates}
+
+
+@pytest.fixture(scope="module")
+def analysed(write_full_once, write_finding_once):
+    """The same with findings of an analysis."""
+    folder = write_full_once(name="analysed")
+    for label in ("kd", "rkd"):
+        for key in ("why", "fidelity", "boundaries"):
+            write_finding_once(folder, label, key)
+    text = page_of(folder)
+    found = Page(text)
+    found.source = text
+    return found
 
 
 def test_every_part_that_a_reader_needs_is_there(page):
@@ -143,7 +163,31 @@ def test_every_part_that_a_reader_needs_is_there(page):
     assert anchors == [*expected.split(), "notices", "failures", "reproduce", "definitions"]
     links = {value for tag, name, value in page.attributes if (tag, name) == ("a", "href")}
     assert {f"#{anchor}" for anchor in anchors} <= links
-    assert len(anchors) == len(SECTIONS)
+    assert len(anchors) == len(SECTIONS) - 2  # nobody analysed it
+
+
+def test_what_was_found_is_on_the_page_and_why_comes_first(analysed):
+    anchors = [v for tag, name, v in analysed.attributes if (tag, name) == ("section", "id")]
+    assert anchors[:4] == ["why", "why-1", "why-2", "setting"]
+    after = anchors.index("distilled")
+    assert anchors[after - 1] == "classes"
+    assert anchors[after + 1 : after + 3] == ["distilled-1", "distilled-2"]
+    assert analysed.text.index("Why did it (not) help?") < analysed.text.index("The setting")
+
+
+def test_small_pictures_are_in_the_file_and_have_words_for_them(analysed):
+    images = [dict(a) for a in analysed.images]
+    assert len(images) == 4
+    assert {image["src"] for image in images} == {
+        f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
+    }
+    assert all(len(image["alt"]) > 20 for image in images)
+    labels = [v for _, name, v in analysed.attributes if name == "aria-label"]
+    assert sum(len(label) > 20 for label in labels) == sum(
+        t == "svg" for _, t, _ in analysed.structure
+    )
+    names = [value for _, name, value in analysed.attributes if name == "id"]
+    assert len(set(names)) == len(names)
 
 
 def test_the_policy_allows_the_pages_own_style_and_script_and_nothing_else(page):
@@ -153,7 +197,9 @@ def test_the_policy_allows_the_pages_own_style_and_script_and_nothing_else(page)
         if name == "content" and "default-src" in value
     ]
     rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
-    assert rules.keys() == {"default-src", "style-src", "script-src", "base-uri", "form-action"}
+    own = {"style-src", "script-src", "img-src"}
+    assert rules.keys() == own | {"default-src", "base-uri", "form-action"}
+    assert rules["img-src"] == "data:"
     assert {rules[name] for name in ("default-src", "base-uri", "form-action")} == {"'none'"}
     for tag in ("style", "script"):
         digest = base64.b64encode(hashlib.sha256(page.raw[tag].encode()).digest()).decode()

@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from limbeck.reports.svg import COLOURS, draw_svg
+from limbeck.reports.svg import COLOURS, checked_svg, draw_svg
 
 NAMES = [
     "<script>alert(1)</script>",
@@ -82,3 +82,47 @@ def test_the_line_goes_through_its_points():
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.02)
     assert (y0 - y2) == pytest.approx((y1 - y0), abs=0.02)
     assert y2 < y0 < y1
+
+
+def test_a_drawn_picture_is_taken_back_from_its_file_under_another_name():
+    svg = draw_svg("a", axes_with("a & b"), height=2)
+    found = checked_svg(svg.encode(), name="x-1")
+    names = {e.get("id") for e in elements(found)} - {None}
+    assert names
+    assert all(name.startswith("x-1-a-") for name in names)
+    used = [e.get("href") for e in elements(found) if e.get("href")]
+    clips = [e.get("clip-path") for e in elements(found) if e.get("clip-path")]
+    assert {name[1:] for name in used} | {clip[5:-1] for clip in clips} <= names
+    assert re.sub(r"x-1-", "", found) == svg
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "<script>alert(1)</script>",
+        "<style>*{}</style>",
+        "<foreignObject/>",
+        "<image href='http://localhost/x'/>",
+        "<use href='http://localhost/x'/>",
+        "<g onclick='alert(1)'/>",
+        "<g style='fill: red'/>",
+        "<g fill='url(http://localhost/x)'/>",
+        "<g clip-path='url(http://localhost/x)'/>",
+        "<a href='javascript:alert(1)'><text>x</text></a>",
+        "<svg:script xmlns:svg='http://www.w3.org/2000/svg'>alert(1)</svg:script>",
+    ],
+)
+def test_a_picture_with_anything_else_in_it_is_refused(bad):
+    with pytest.raises(ValueError, match="a picture of a report has no"):
+        checked_svg(f"<svg>{bad}</svg>".encode(), name="x")
+
+
+@pytest.mark.parametrize("content", [b"", b"<svg>", b"\xff\xfe", b"<g/>"])
+def test_what_is_no_picture_is_refused(content):
+    with pytest.raises(ValueError, match=r"no SVG|begins with <svg>"):
+        checked_svg(content, name="x")
+
+
+def test_text_of_a_file_that_does_not_print_is_spelt_out():
+    found = checked_svg("<svg><text>a\u202eb</text>loose</svg>".encode(), name="x")
+    assert found == "<svg><text>a\\u202eb</text></svg>"

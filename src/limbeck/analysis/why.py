@@ -138,9 +138,15 @@ def _gain(case: Case, correct: Value) -> _Line:
             f"{100 * interval.high:+.1f} over {len(differences)} seeds"
         )
         if interval.low > 0:
-            meaning = "It helped; the lines below are where to look for why."
+            meaning = (
+                "Taken by itself it helped; the lines below are where to look for why. A table of "
+                "several methods corrects for their number."
+            )
         elif interval.high < 0:
-            meaning = "It did harm; the lines below are where to look for why."
+            meaning = (
+                "Taken by itself it did harm; the lines below are where to look for why. A table "
+                "of several methods corrects for their number."
+            )
         else:
             meaning = (
                 "It cannot be told whether it helped: the lines below describe, and there is no "
@@ -253,13 +259,16 @@ def _fidelity(case: Case, agrees: Callable[..., NDArray[np.bool_]], *, trained: 
     excess = test["distilled"] - test["independent"]
     _, interval = _paired(case, agrees)
     if interval is not None and interval.low > 0:
-        meaning = f"The student is {100 * excess:.1f} points nearer to its teacher than a stranger."
+        meaning = (
+            f"The student is {100 * excess:.1f} points nearer to its teacher than the independent "
+            "one."
+        )
     elif interval is not None and interval.high < 0:
-        meaning = "The student is further from its teacher than a stranger is."
+        meaning = "The student is further from its teacher than the independent one."
     else:
         meaning = (
-            "That the student is nearer to its teacher than a stranger cannot be told: agreement "
-            "shows no transfer here."
+            "That the student is nearer to its teacher than the independent one cannot be told: "
+            "agreement shows no transfer here."
         )
     if trained:
         train = {
@@ -273,8 +282,9 @@ def _fidelity(case: Case, agrees: Callable[..., NDArray[np.bool_]], *, trained: 
         gap = train["distilled"] - test["distilled"]
         if train["distilled"] < _FOLLOWS:
             meaning += (
-                " It does not match the teacher even on the images it was taught on: the limit "
-                "is in the fitting, before it is in the data."
+                " Already on images it was taught on it answers otherwise on "
+                f"{_percent(1 - train['distilled'])}: the limit is in the fitting, before it is "
+                "in the data."
             )
         elif gap > _GAP:
             meaning += (
@@ -316,9 +326,9 @@ def _errors(case: Case, known: NDArray[np.bool_], label: NDArray[np.int64]) -> _
         meaning = (
             "Right answers agree without a teacher, wrong ones need not: "
             + (
-                "the distilled student errs more like its teacher than a stranger does"
+                "the distilled student errs more like its teacher than the independent one does"
                 if ours > strangers
-                else "here the distilled student errs no more like its teacher than a stranger"
+                else "here the distilled student errs no more like its teacher than the other"
             )
             + f", by {100 * (ours - strangers):+.1f} points, without an interval."
         )

@@ -48,7 +48,11 @@ def why(evidence: Evidence) -> Section | None:
             Section(
                 name=f"why-{number}",
                 title=evidence.name(label),
-                text=(*(reading.sentence for reading in found.readings), *found.notes),
+                text=(
+                    *_in_the_table(evidence, label),
+                    *(reading.sentence for reading in found.readings),
+                    *found.notes,
+                ),
                 facts=tuple(
                     (what, tuple(lines))
                     for rows in found.tables.values()
@@ -68,6 +72,14 @@ def why(evidence: Evidence) -> Section | None:
         ),
         parts=tuple(parts),
     )
+
+
+def _in_the_table(evidence: Evidence, label: str) -> tuple[str, ...]:
+    """The comparison's own verdict, which is of all rows together."""
+    row = evidence.rows.get(label)
+    if row is None or row.over_baseline is None:
+        return ()
+    return (f"In the table of all methods: {row.over_baseline.sentence}",)
 
 
 def distilled(evidence: Evidence) -> Section | None:

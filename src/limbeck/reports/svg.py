@@ -13,6 +13,8 @@ import matplotlib.style
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from limbeck.reports.table import printable
+
 __all__ = ["COLOURS", "WIDTH", "checked_svg", "draw_svg"]
 
 WIDTH: Final = 5.0  # inches; narrow, so that the text is still read on a phone
@@ -115,6 +117,8 @@ def checked_svg(content: bytes, *, name: str) -> str:
     for element in root.iter():
         if element.tag not in _TAGS:
             raise ValueError(f"a picture of a report has no <{element.tag}>")
+        element.text = printable(element.text or "") if element.tag == "text" else None
+        element.tail = None
         for key, value in element.attrib.items():
             wrong = not _OWN_ATTRIBUTES.fullmatch(key)
             wrong |= key in ("fill", "stroke") and not _COLOUR.fullmatch(value)

@@ -78,6 +78,12 @@ def test_gains_of_the_teachers_confusable_classes_are_seen(given, gaining, expec
     assert row[1] == expected
     low, high = (float(end) for end in row[2].split(" to "))
     assert low <= float(expected) <= high
+    for line in tables["Classes, by gain"][1:]:
+        place = "abcde".index(line[0])
+        p = softmax(planted(gaining)[0][place == LABEL], axis=1).mean(axis=0)
+        assert line[-2] == f"{1 - p[place]:.1%}"
+        p[place] = 0
+        assert line[-1] == f"{'abcde'[p.argmax()]} ({p.max():.1%})"
     by_gain = [line[0] for line in tables["Classes, by gain"][1:]]
     assert by_gain == list("edcba" if expected == "+1.00" else "abcde")
 

@@ -104,6 +104,25 @@ def test_the_rise_and_the_curvature_are_those_of_plain_loops(case, images, label
     assert names[1:3] == ["top eigenvalue of the Hessian", "trace of the Hessian"]
 
 
+def test_the_top_eigenvalue_is_that_of_the_dense_hessian_of_the_mean_loss(
+    make_case, linear, images, labels, generator
+):
+    weight = torch.randn(3, 16, generator=generator)
+    network = linear(weight, torch.zeros(3))
+    case = make_case(network, network, network, images, labels, batch_size=7)
+    x = images.float().flatten(1) / 255
+
+    def loss(flat):
+        return F.cross_entropy(x @ flat[:48].view(3, 16).T + flat[48:], labels)
+
+    at = torch.cat([weight.flatten(), torch.zeros(3)]).double()
+    x = x.double()
+    dense = torch.autograd.functional.hessian(loss, at)
+    table = SHARPNESS.measure(case).tables["Curvature and loss"]
+    assert float(table[1][1]) == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]), rel=1e-2)
+    assert float(table[2][1]) == pytest.approx(float(dense.trace()), rel=0.5)
+
+
 def test_the_same_network_twice_is_neither_flatter_nor_sharper(make_case, images, labels):
     case = make_case(Net(0), [Net(1), Net(2)], [Net(1), Net(2)], images, labels)
     for reading in SHARPNESS.measure(case).readings:

@@ -249,6 +249,26 @@ def test_no_name_runs_anything(browser, write_full, tmp_path):
     assert complaints(browser) == []
 
 
+@pytest.mark.parametrize("width", [390, 1280], ids=["phone", "desktop"])
+def test_what_an_analysis_found_fits_and_its_pictures_show(
+    browser, write_full, write_finding, tmp_path, width
+):
+    folder = write_full()
+    write_finding(folder, "kd", "why", text="a rather long name " * 3)
+    write_finding(folder, "kd", "fidelity")
+    Image.new("RGB", (900, 40)).save(folder / "analysis" / "kd" / "fidelity-shot.png")
+    path = tmp_path / "report.html"
+    path.write_text(report_page(read_comparison(folder)), encoding="utf-8")
+    browser.open(path, width=width)
+    assert browser.value("document.documentElement.scrollWidth") == width
+    shown = "[...document.images].map(i => [i.naturalWidth, i.clientWidth <= innerWidth])"
+    assert browser.value(shown) == [[900, True]]
+    allowed = {"file", "data"}
+    urls = [request["request"]["url"] for request in browser.seen("Network.requestWillBeSent")]
+    assert {url.partition(":")[0] for url in urls} <= allowed
+    assert not browser.seen("Log.entryAdded")
+
+
 def test_a_script_that_got_in_after_all_would_not_run(browser, report, tmp_path):
     """The policy itself, with a page into which one is put by force."""
     text = report.read_text(encoding="utf-8")

@@ -170,7 +170,7 @@ def test_what_was_found_is_on_the_page_and_why_comes_first(analysed):
     anchors = [v for tag, name, v in analysed.attributes if (tag, name) == ("section", "id")]
     assert anchors[:4] == ["why", "why-1", "why-2", "setting"]
     after = anchors.index("distilled")
-    assert anchors[after - 1] == "classes"
+    assert anchors[after - 1] == "layers"
     assert anchors[after + 1 : after + 3] == ["distilled-1", "distilled-2"]
     assert analysed.text.index("Why did it (not) help?") < analysed.text.index("The setting")
 

@@ -323,7 +323,9 @@ def _open_case(
         "controls": hashes.pop("controls"),
         "method": chosen.method,
         "num_images": len(images),
-        "students": hashes,
+        "students": {
+            f"{kind} {seed}": found for kind, each in hashes.items() for seed, found in each.items()
+        },
         "teacher": summary.teacher_hash,
         "images": images.fingerprint(),
         "quick": quick,

@@ -15,6 +15,7 @@ may be negative. All of it can be differentiated.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -215,11 +216,15 @@ def _centred(rows: Tensor) -> Tensor:
 
 def _prepared(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Centred, and over the largest entry, which cancels: fourth powers stay in range."""
-    first, second = (
-        rows / torch.where((largest := rows.detach().abs().amax()) > 0, largest, 1.0)
-        for rows in map(_centred, _rows(x, y))
-    )
+    first, second = map(_scaled, _rows(x, y))
     return first, second
+
+
+def _scaled(rows: Tensor) -> Tensor:
+    """As :func:`_centred`, and at most 1; in few passes, since rows are as long as maps."""
+    centred = rows - rows.mean(dim=0)
+    largest = centred.detach().abs().amax()
+    return centred / torch.where(largest > rounding_of(rows), largest, math.inf)
 
 
 def _gaussian(rows: Tensor, threshold: float) -> Tensor:

@@ -1,9 +1,11 @@
 import json
+import shutil
 
 import pytest
 import torch
 
 from limbeck.data import DataConfig, build_data
+from limbeck.reports.lipschitz import read_profiles
 from limbeck.runs.lipschitz import lipschitz_profile
 from limbeck.runs.networks import load_student
 
@@ -20,8 +22,9 @@ def teacher(runs):
 
 
 @pytest.fixture
-def student(runs):
-    return runs / "student"
+def student(runs, tmp_path):
+    """A copy, since its profiles are written into it."""
+    return shutil.copytree(runs / "student", tmp_path / "student")
 
 
 def test_a_run_is_shown_beside_its_teacher_and_the_untaught_student(limbeck, teacher, student):
@@ -44,6 +47,20 @@ def test_the_images_are_the_runs_own_validation_images(limbeck, student):
     for part, own in zip(found["networks"]["student"]["parts"], ours.parts, strict=True):
         assert part["sigma_mean"] == pytest.approx(own.sigma_mean, rel=1e-5)
         assert part["sigma_sd"] == pytest.approx(own.sigma_sd, rel=1e-4)
+
+
+def test_the_runs_profiles_are_left_for_its_report(limbeck, student):
+    file = student / "lipschitz.json"
+    answer = limbeck("inspect", "--lipschitz", student, "--device", "cpu")
+    assert f"lipschitz.json is in {student}" in answer.out
+    found = json.loads(file.read_text())
+    assert found == profiled(limbeck, student)
+    read = read_profiles(student)
+    for role, profile in found["networks"].items():
+        assert read.networks[role].log10_layer_product == profile["log10_layer_product"]
+        assert [part.sigma_mean for part in read.networks[role].parts] == [
+            part["sigma_mean"] for part in profile["parts"]
+        ]
 
 
 def test_another_split_can_be_named(limbeck, student):

@@ -131,6 +131,31 @@ HITS = {
     "rkd": {0: 90, 1: 92, 2: 89},
     "full": {0: 105, 1: 106, 2: 108},
 }
+# As `limbeck inspect --lipschitz` writes them, of a teacher with one stage more.
+PROFILES = {
+    "split": "val",
+    "num_images": 50,
+    "notices": [],
+    "networks": {
+        name: {
+            "name": f"net_{name}",
+            "parts": [
+                {
+                    "first": f"pre_activation:stage{stage}",
+                    "second": f"pre_activation:stage{stage + 1}",
+                    "sigma_mean": scale * stage,
+                    "sigma_sd": 0.25 * scale,
+                    "num_layers": 3,
+                    "log10_layer_product": -1.5,
+                }
+                for stage in range(1, stages)
+            ],
+            "num_layers": 9,
+            "log10_layer_product": 4.25,
+        }
+        for name, stages, scale in (("teacher", 4, 10.0), ("student", 3, 1.0))
+    },
+}
 FAMILIES = {"ce": "none", "fitnet": "feature", "rkd": "relation", "full": "none"}
 
 
@@ -224,6 +249,8 @@ def _full_writer(place):
             ]
             lines = [json.dumps(row) + "\n" for row in rows]
             (run / "metrics.jsonl").write_text("".join(lines))
+            if run.name == "kd-seed0":
+                (run / "lipschitz.json").write_text(json.dumps(PROFILES))
         for run in sorted((folder / "runs").glob("*-seed0")):
             names = layer_names or ("stem", "stage1", "stage2")
             alike = {

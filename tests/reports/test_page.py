@@ -113,6 +113,11 @@ def poisoned(write_full, write_finding, text, *, name="comparison"):
     for path in (folder / "runs").glob("*/summary.json"):
         values = json.loads(path.read_text()) | {"notices": [f"warning: {text}"]}
         path.write_text(json.dumps(values | {"teacher": text, "student": text}))
+    for path in (folder / "runs").glob("*/lipschitz.json"):
+        values = json.loads(path.read_text()) | {"split": text}
+        for profile in values["networks"].values():
+            profile["name"] = profile["parts"][0]["first"] = text
+        path.write_text(json.dumps(values))
     record = json.loads((folder / "comparison.json").read_text())
     record["settings"]["shared"] = {"data": {"dataset": text}, "student": {"name": text}}
     (folder / "comparison.json").write_text(json.dumps(record))
@@ -158,7 +163,8 @@ def analysed(write_full_once, write_finding_once):
 def test_every_part_that_a_reader_needs_is_there(page):
     anchors = [value for tag, name, value in page.attributes if (tag, name) == ("section", "id")]
     expected = (
-        "setting table gains epochs embeddings costs calibration agreement classes layers families"
+        "setting table gains epochs embeddings costs calibration agreement classes layers "
+        "lipschitz families"
     )
     assert anchors == [*expected.split(), "notices", "failures", "reproduce", "definitions"]
     links = {value for tag, name, value in page.attributes if (tag, name) == ("a", "href")}
@@ -170,7 +176,7 @@ def test_what_was_found_is_on_the_page_and_why_comes_first(analysed):
     anchors = [v for tag, name, v in analysed.attributes if (tag, name) == ("section", "id")]
     assert anchors[:4] == ["why", "why-1", "why-2", "setting"]
     after = anchors.index("distilled")
-    assert anchors[after - 1] == "layers"
+    assert anchors[after - 1] == "lipschitz"
     assert anchors[after + 1 : after + 3] == ["distilled-1", "distilled-2"]
     assert analysed.text.index("Why did it (not) help?") < analysed.text.index("The setting")
 

@@ -43,6 +43,8 @@ def show_lipschitz(
 ) -> None:
     """Print the Lipschitz profiles of a run's networks, or of a model with fresh weights.
 
+    A run's are written into its folder too, where the report of a comparison finds them.
+
     Args:
         model: a run folder; or a model's name or ``file.py:function``.
         independent: a run of the same student that no teacher taught.
@@ -64,13 +66,14 @@ def show_lipschitz(
             "a Lipschitz profile takes classes and channels from its images; leave out "
             "--num-classes and --in-chans"
         )
-    if RunFolder(model).path.is_dir():
+    run = RunFolder(model) if RunFolder(model).path.is_dir() else None
+    if run is not None:
         if (dataset, data_dir, img_size) != (None, None, None):
             raise SettingsError(
                 f"{model} is a run, whose images are known; leave out --dataset, --data-dir and "
                 "--img-size"
             )
-        data, networks, notices = _of_run(Path(model), typed)
+        data, networks, notices = _of_run(run, typed)
     else:
         data = _data_for(model, dataset, data_dir, img_size)
         student = build_student(StudentConfig(name=model), data, seed=0, typed=[*typed, model])
@@ -86,9 +89,11 @@ def show_lipschitz(
         role: lipschitz_profile(named, _batches(source, index), device=where)
         for role, named in networks.items()
     }
+    found = {role: asdict(profile) for role, profile in profiles.items()}
+    values = {"split": split, "num_images": len(index), "notices": notices, "networks": found}
+    if run is not None:
+        run.write_json(run.lipschitz, values)
     if as_json:
-        found = {role: asdict(profile) for role, profile in profiles.items()}
-        values = {"split": split, "num_images": len(index), "notices": notices, "networks": found}
         print(json.dumps(values))  # noqa: T201
         return
     console = make_console()
@@ -106,14 +111,19 @@ def show_lipschitz(
     )
     for notice in notices:
         console.print(printable_lines(notice))
+    if run is not None:
+        console.print(
+            f"{run.lipschitz.name} is in {printable(model)}, for the report of its comparison.",
+            soft_wrap=True,
+        )
 
 
 def _of_run(
-    run: Path, typed: Collection[str]
+    run: RunFolder, typed: Collection[str]
 ) -> tuple[DataBundle, dict[str, NamedNetwork], list[str]]:
     """Its data, its teacher and its student, and why one of them is not there."""
-    config = RunConfig.read(read_json(RunFolder(run).config))
-    student, _ = load_student(run, typed=typed)
+    config = RunConfig.read(read_json(run.config))
+    student, _ = load_student(run.path, typed=typed)
     data = build_data(config.data, seed=config.seed)
     networks = {}
     notices = []

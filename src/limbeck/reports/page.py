@@ -22,6 +22,7 @@ from limbeck.reports.evidence import Evidence
 from limbeck.reports.export import comparison_csv, comparison_markdown, runs_csv
 from limbeck.reports.layers import layers
 from limbeck.reports.layout import ISOLATES, Section
+from limbeck.reports.lipschitz import lipschitz
 from limbeck.reports.origin import definitions, failures, notices, reproduction, setting
 from limbeck.reports.results import epochs, gains, overview
 from limbeck.reports.table import printable
@@ -42,6 +43,7 @@ SECTIONS: Final[tuple[Callable[[Evidence], Section | None], ...]] = (
     agreement,
     classes,
     layers,
+    lipschitz,
     distilled,
     families,
     notices,

@@ -67,6 +67,11 @@ class RunFolder:
         return self.path / f"cka.{form}"
 
     @property
+    def lipschitz(self) -> Path:
+        """The Lipschitz profiles of its networks, if they were made."""
+        return self.path / "lipschitz.json"
+
+    @property
     def student_card(self) -> Path:
         """What the weights are of: model, classes, normalisation."""
         return self.path / "student.json"

@@ -28,6 +28,8 @@ ZT = torch.tensor(
     dtype=torch.float64,
 )
 Y = torch.tensor([2, 3, 4])
+S = torch.sin(torch.arange(12, dtype=torch.float64) + 0.5).reshape(4, 3)
+T3 = torch.cos(0.7 * torch.arange(12, dtype=torch.float64)).reshape(4, 3)
 
 
 def terms(**settings):
@@ -50,6 +52,7 @@ COMPUTED = {
     "CE + 2 T=4": lambda: terms().total,
     "one image T=1": lambda: dist_loss(ZS[:1], ZT[:1]),
     **{f"gradient T=1 [0,{k}]": lambda k=k: gradient()[0, k] for k in range(5)},
+    "sines and cosines T=1": lambda: dist_loss(S, T3),
     "T=1 in float32": lambda: dist_loss(ZS.float(), ZT.float()),
 }
 

@@ -113,6 +113,14 @@ def test_more_steps_come_to_the_singular_value(generator):
     assert (lower <= exact + 1e-9).all()
 
 
+def test_the_golden_loss_is_the_same_by_more_steps_and_by_singular_values():
+    five, ten, exact = (
+        lipschitz_loss([S1, S2], [T1, T2], iterations=k).item() for k in (5, 10, "exact")
+    )
+    assert abs(five - exact) < 1e-14
+    assert abs(ten - exact) < 1e-14
+
+
 @pytest.mark.parametrize("iterations", [1, 5, "exact"])
 def test_it_scales_with_either_map_and_never_is_negative(iterations):
     whole = spectral_norms(S1, S2, iterations=iterations)

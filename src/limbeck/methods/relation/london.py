@@ -146,11 +146,13 @@ def spectral_norms(
 def _power_iteration(matrix: Tensor, iterations: int, start: Tensor | None) -> Tensor:
     """``(B, C, C')`` to ``(B, 1, 1)``."""
     vector = matrix.new_ones(matrix.shape[1]) if start is None else start.to(matrix)
-    vector = vector[:, None].expand(len(matrix), -1, 1)
+    # A row: its product with a symmetric matrix is the column's, and reads memory in order.
+    vector = vector.expand(len(matrix), 1, -1)
     length = matrix.new_ones(len(matrix), 1, 1)
+    square = matrix @ matrix.mT
     for _ in range(iterations):
-        product = matrix @ (matrix.transpose(1, 2) @ vector)
-        length = torch.linalg.vector_norm(product, dim=1, keepdim=True)
+        product = vector @ square
+        length = torch.linalg.vector_norm(product, dim=2, keepdim=True)
         # Zero where the start has no share in any singular vector.
         vector = product / torch.where(length > 0, length, 1.0)
     safe = torch.where(length > 0, length, 1.0)

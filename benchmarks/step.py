@@ -214,7 +214,8 @@ def main() -> None:
             speeds.setdefault(name, []).append(speed)
     device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor()
     print(
-        f"{options.teachers} x {options.teacher} -> {options.student}, batch {options.batch_size}, {options.device} "
+        f"{options.teachers} x {options.teacher} -> {options.student}, "
+        f"batch {options.batch_size}, {options.device} "
         f"({device or platform.machine()}, {torch.get_num_threads()} threads), "
         f"torch {torch.__version__}, channels_last {options.channels_last}; "
         f"medians of {options.rounds} rounds"

@@ -130,3 +130,10 @@ def test_the_page_says_of_how_many_images_and_how_thoroughly(folder, write_findi
     write_finding(folder, "kd", "zones", about={"num_images": 400})
     said = distilled(evidence_of(folder)).text[1]
     assert "120 to 400 images; 1 of 2 asked with --quick" in said
+
+
+@pytest.mark.parametrize(("images", "said"), [(100, True), (120, False), (None, False)])
+def test_an_analysis_of_fewer_images_than_the_tables_says_so(folder, write_finding, images, said):
+    write_finding(folder, "kd", "why", about={"num_images": images})
+    text = " ".join(why(evidence_of(folder)).parts[0].text)
+    assert ("took 100 of the 120 test images" in text) is said

@@ -194,7 +194,7 @@ def _picture(case: Case, maps: Mapping[int, Similarity]) -> Picture:
 
 REPRESENTATION = Experiment(
     key="representation",
-    title="Representation",
+    title="Layers alike",
     question="Do the student's layers hold the same images alike as its teacher's layers do?",
     source="Kornblith et al., 'Similarity of Neural Network Representations Revisited', ICML 2019, "
     "https://arxiv.org/abs/1905.00414; of distillation: Ojha et al., NeurIPS 2023, "

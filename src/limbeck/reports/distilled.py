@@ -51,6 +51,7 @@ def why(evidence: Evidence) -> Section | None:
                 text=(
                     *_in_the_table(evidence, label),
                     *(reading.sentence for reading in found.readings),
+                    *_of_fewer(evidence, found),
                     *found.notes,
                 ),
                 facts=tuple(
@@ -80,6 +81,17 @@ def _in_the_table(evidence: Evidence, label: str) -> tuple[str, ...]:
     if row is None or row.over_baseline is None:
         return ()
     return (f"In the table of all methods: {row.over_baseline.sentence}",)
+
+
+def _of_fewer(evidence: Evidence, found: Found) -> tuple[str, ...]:
+    """Where it is not of all test images, as the table of the comparison is."""
+    images, total = found.num_images, evidence.num_test
+    if images is None or total is None or images >= total:
+        return ()
+    return (
+        f"The analysis took {images:,} of the {total:,} test images, so its accuracies differ a "
+        "little from the table's.",
+    )
 
 
 def distilled(evidence: Evidence) -> Section | None:

@@ -40,6 +40,7 @@ def main(folder: Path) -> None:
             lines += [
                 (*place, metric, seed, f"{told[metric]:.4f}", torch.__version__)
                 for metric in ("train loss", "val top1")
+                if metric in told  # a stage that trains no classifier has no accuracy
             ]
             print(f"{run.name:<26}{found['stage']:<8}{found['step']:>5}  ", end="")
             print("  ".join(f"{name} {value:.3f}" for name, value in told.items()))

@@ -59,6 +59,25 @@ def test_the_loss_is_the_methods_sum_with_one_cross_entropy():
         torch.testing.assert_close(terms.parts[name], part.detach())
 
 
+ALONE = {
+    "born_again": "it trains in stages of its own",
+    "ce": "it is the cross-entropy that every method brings",
+    "dgkd": "it trains assistants in stages of their own",
+    "dml": "it trains in stages of its own",
+    "fitnet": "it trains in stages of its own",
+    "fsp": "it trains in stages of its own",
+    "noise_label": "it has no ce_weight",
+    "simkd": "it deploys another network than the student",
+    "takd": "it trains assistants in stages of their own",
+}
+
+
+@pytest.mark.parametrize("second", ALONE)
+def test_what_cannot_be_combined_says_why(second):
+    with pytest.raises(SettingsError, match=f"{second} cannot be combined: {ALONE[second]}"):
+        find_method(f"kd+{second}")
+
+
 def test_the_first_method_says_what_the_cross_entropy_weighs():
     for name, weight in (("kd+at", 0.1), ("at+kd", 1.0)):
         method, batch, student, teacher = world(name)
@@ -68,9 +87,7 @@ def test_the_first_method_says_what_the_cross_entropy_weighs():
         torch.testing.assert_close(terms.total.detach(), (weight * ce + others).detach())
 
 
-@pytest.mark.parametrize(
-    "second", [name for name in METHODS if name not in ("ce", "fitnet", "fsp", "simkd", "kd")]
-)
+@pytest.mark.parametrize("second", [name for name in METHODS if name not in {"kd", *ALONE}])
 def test_any_other_methods_cross_entropy_is_off(second):
     config = find_method(f"kd+{second}").config()
     assert getattr(config, second).ce_weight == 0

@@ -241,6 +241,11 @@ def _only_stage(name: str, entry: MethodEntry, config: MethodConfig) -> Stage:
     stages = entry.stages(config)
     stage = stages[0]
     plain = Stage(name=stage.name, method=stage.method, config=stage.config)
+    if entry.required:
+        raise SettingsError(
+            f"{name} cannot be combined: it trains {' and '.join(entry.required)} in stages of "
+            "their own, and a combination has one stage. Train with it alone"
+        )
     if len(stages) > 1 or stage != plain:
         trains = ", then ".join(stage.name for stage in stages)
         raise SettingsError(
@@ -253,7 +258,12 @@ def _only_stage(name: str, entry: MethodEntry, config: MethodConfig) -> Stage:
             f"classifier the others would train for nothing. Train with {name} alone, or leave "
             "it out"
         )
-    if _CE_WEIGHT not in type(config).model_fields:
+    if _CE_WEIGHT not in type(config).model_fields and name != "ce":
+        raise SettingsError(
+            f"{name} cannot be combined: it has no {_CE_WEIGHT}, by which its cross-entropy could "
+            "be left to another method. Train with it alone"
+        )
+    if name == "ce":
         raise SettingsError(
             f"{name} cannot be combined: it is the cross-entropy that every method brings. Leave "
             f"it out, and set the first method's {_CE_WEIGHT}, as --set method.kd.{_CE_WEIGHT}=1"

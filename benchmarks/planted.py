@@ -12,7 +12,7 @@ teacher (KD, no label), independent, and "unrelated": distilled just so, but fro
 same size that learnt from the student's images. Where the experiment finds the first nearer to the
 teacher than the second, it must not find it of the third.
 
-    python benchmarks/planted.py --out /tmp/planted --seeds 3
+    python benchmarks/planted.py --out planted --seeds 3
 
 Prints a sentence for each, and writes ``planted.json`` and ``planted.svg``.
 """

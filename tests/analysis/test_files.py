@@ -47,7 +47,7 @@ def test_a_finding_is_one_json_and_its_pictures(finding, tmp_path):
     assert (values["about"], values["place"]) == (about, 3)
     (row,) = values["readings"]
     assert row["independent_by_seed"] == {"0": 0.5, "1": 1.0}
-    assert row["words"] == ["nearer to its teacher", "further from its teacher"]
+    assert row["words"] == ["nearer to the teacher", "further from the teacher"]
     assert row["sentence"] == finding.contrasts[0].sentence
     assert row["item_interval"] == list(finding.contrasts[0].item_interval)
     assert [picture["file"] for picture in values["pictures"]] == ["k-drawn.svg", "k-shot.png"]

@@ -17,7 +17,7 @@ from limbeck.engine.learner import NO_TEACHER
 from limbeck.engine.probe import build_learner, freeze_idle
 from limbeck.methods import METHODS, find_method
 from limbeck.models import open_model
-from limbeck.teacher import Teacher
+from limbeck.teacher import Teacher, TeacherEnsemble
 
 CLASSES = 4
 SIDE = 32
@@ -90,20 +90,22 @@ def two_steps(name, pair):
     for stage in entry.stages(entry.config()):
         needs = stage.method.needs(stage.config)
         batch = make_batch(needs.views)
-        teacher = None
+        one = teacher = None
         if needs.teacher:
-            teacher = Teacher(
+            one = teacher = Teacher(
                 network(frozen(teacher_given))[0],
                 normalization=normalization(teacher_given),
                 layers=needs.teacher_layers,
                 classifier=needs.teacher_classifier,
                 scores=needs.teacher_scores,
             )
+            if needs.members:
+                teacher = TeacherEnsemble([one, one])
         try:
             _train(stage, student, teacher, batch, normalization(student_given))
         finally:
-            if teacher is not None:
-                teacher.observed.tap.close()
+            if one is not None:
+                one.observed.tap.close()
 
 
 def _train(stage, student, teacher, batch, own):

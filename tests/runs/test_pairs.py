@@ -105,8 +105,12 @@ def test_methods_of_outputs_alone_attach_nowhere(pair):
 
 
 def test_only_a_method_that_cannot_take_the_pair_is_refused(pair):
-    """Without a batch-norm, two of the methods have no margins; all others take any pair."""
+    """Without a batch-norm, two of the methods have no margins; all others take any pair.
+
+    But for the one that is of several teachers.
+    """
     refused = {r.method: r.refusal for r in pair.attachments if r.refusal is not None}
+    assert "fuses two teachers or more, and got one" in refused.pop("multi_teacher")
     assert refused.keys() == {"ofd", "london"}
     assert all("use a teacher with batch-norm" in message for message in refused.values())
 

@@ -84,7 +84,7 @@ def joint_logits(members: Sequence[Tensor]) -> Tensor:
 
     Example:
         >>> one, other = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3), 0.0]])
-        >>> joint_logits([one, other]).exp().tolist()
+        >>> joint_logits([one, other]).exp().round(decimals=3).tolist()
         [[0.625, 0.375]]
     """
     # In log space, since a probability of exp(-200) is no float32.

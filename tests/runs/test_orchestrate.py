@@ -366,6 +366,7 @@ def test_a_second_process_is_refused(copied, small):
 # -- workers ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_weights_of_one_process(whole, copied, small):
     """The runs of the first seed anew, both at once."""
     for label in ("ce", "kd"):

@@ -576,6 +576,7 @@ def two_ranks(small, tmp_path_factory):
     return out, configs["dml"]
 
 
+@pytest.mark.slow
 def test_two_ranks_of_peers_are_one_process_with_twice_the_batch(two_ranks, small, tmp_path):
     """Networks without batch-norm, by which each rank normalises its own."""
     out, config = two_ranks
@@ -587,6 +588,7 @@ def test_two_ranks_of_peers_are_one_process_with_twice_the_batch(two_ranks, smal
             torch.testing.assert_close(value, theirs[key], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_ranks_train_a_chain(two_ranks):
     out, _ = two_ranks
     summary = read_summary(out / "dgkd")

@@ -153,7 +153,14 @@ def test_every_output_method_is_among_those_that_a_cache_serves():
     assert set(OUTPUT) - set(CACHED) == {"dml"}
 
 
-@pytest.mark.parametrize("method", sorted(set(CACHED) - {"multi_teacher"}))
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=() if name == "kd" else pytest.mark.slow)
+        for name in CACHED
+        if name != "multi_teacher"
+    ],
+)
 def test_every_step_has_the_loss_of_the_online_run(small, cached, losses, tmp_path, method):
     """Over three epochs of a cycle of two; the teacher's folder is not there meanwhile."""
     settings = MORE.get(method, method)

@@ -10,6 +10,7 @@ from limbeck.core.normalization import Normalization
 from limbeck.core.types import Batch
 from limbeck.losses import kd_loss
 from limbeck.teacher import Teacher, TeacherEnsemble, state_hash
+from limbeck.teacher_cache import CachedTeacher
 
 
 @pytest.fixture
@@ -197,3 +198,11 @@ def test_several_of_different_classes_are_refused_with_their_numbers(network):
 def test_none_at_all_is_refused():
     with pytest.raises(ModelError, match="one teacher at least; got none"):
         TeacherEnsemble([])
+
+
+def test_an_ensemble_with_a_cached_teacher_says_nothing_of_pixels(monkeypatch):
+    """And never what the others alone would."""
+    monkeypatch.setattr(CachedTeacher, "__init__", lambda self: None)
+    one = Teacher(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
+    with pytest.raises(ModelError, match="a cached teacher looks no image up by its pixels"):
+        TeacherEnsemble([one, CachedTeacher()])(torch.rand(2, 1, 2, 2))

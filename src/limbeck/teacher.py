@@ -142,8 +142,11 @@ class TeacherEnsemble(nn.Module):
         """Outputs for ``(B, C, H, W)`` images in [0, 1], and for their further views.
 
         Raises:
-            ModelError: if the teachers are of different numbers of classes.
+            ModelError: if the teachers are of different numbers of classes, or one of them is a
+                cache, which knows images by their place and not by their pixels.
         """
+        if len(self.networks) < len(self.each):
+            raise ModelError("a cached teacher looks no image up by its pixels; ask by `answer`")
         return _together(tuple(teacher(image, views) for teacher in self.networks))
 
     def answer(self, batch: Batch, epoch: int) -> Outputs:

@@ -61,7 +61,7 @@ def test_the_loss_is_the_methods_sum_with_one_cross_entropy():
 
 ALONE = {
     "born_again": "it trains in stages of its own",
-    "ce": "it is the cross-entropy that every method brings",
+    "ce": "it has no ce_weight, since its loss is the cross-entropy",
     "dgkd": "it trains assistants in stages of their own",
     "dml": "it trains in stages of its own",
     "fitnet": "it trains in stages of its own",
@@ -179,7 +179,10 @@ def test_settings_come_back_from_what_was_written():
         ("kd+simkd", "simkd cannot be combined: it deploys another network than the student"),
         ("fitnet+kd", r"fitnet cannot be combined: it trains in stages of its own \(hint, then d"),
         ("kd+fsp", "fsp cannot be combined: it trains in stages"),
-        ("ce+kd", "ce cannot be combined: it is the cross-entropy that every method brings"),
+        (
+            "ce+kd",
+            "ce cannot be combined: it has no ce_weight, since its loss is the cross-entropy",
+        ),
         ("kd+at+kd", r"'kd\+at\+kd' names kd more than once"),
         ("kd+", r"a combination reads 'kd\+at'"),
         ("+", r"a combination reads 'kd\+at'"),

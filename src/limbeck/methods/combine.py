@@ -258,14 +258,10 @@ def _only_stage(name: str, entry: MethodEntry, config: MethodConfig) -> Stage:
             f"classifier the others would train for nothing. Train with {name} alone, or leave "
             "it out"
         )
-    if _CE_WEIGHT not in type(config).model_fields and name != "ce":
+    if _CE_WEIGHT not in type(config).model_fields:
         raise SettingsError(
-            f"{name} cannot be combined: it has no {_CE_WEIGHT}, by which its cross-entropy could "
-            "be left to another method. Train with it alone"
-        )
-    if name == "ce":
-        raise SettingsError(
-            f"{name} cannot be combined: it is the cross-entropy that every method brings. Leave "
-            f"it out, and set the first method's {_CE_WEIGHT}, as --set method.kd.{_CE_WEIGHT}=1"
+            f"{name} cannot be combined: it has no {_CE_WEIGHT}, since its loss is the "
+            "cross-entropy that every method brings, or stands in its place. Leave it out, and set "
+            f"the first method's {_CE_WEIGHT}, as --set method.kd.{_CE_WEIGHT}=1"
         )
     return stage

@@ -427,8 +427,8 @@ class _Session:
             _check_apart(self.parts.student.network, named.network)
             self._place(named.network)
         own = {stage.name: self.parts.own[stage.name] for stage in self.stages if stage.is_finished}
-        batch, needs = self._dry_batch(_DRY_IMAGES), Needs()
-        needs = dataclasses.replace(needs, teacher_scores=self.config.reads_teacher_scores)
+        batch = self._dry_batch(_DRY_IMAGES)
+        needs = Needs(teacher_scores=self.config.reads_teacher_scores)
         for role, one in (_members(named) | own).items():
             if isinstance(one, CachedTeacher):
                 self.member_hashes[role] = one.card.teacher_hash
